@@ -1,0 +1,8 @@
+"""What the user got wrong, in one message."""
+
+
+class UserError(Exception):
+    """The configuration, the arguments or an input file is wrong: one clear message, exit code 2, no traceback.
+
+    The message says what was wrong, what is allowed, and what to type.
+    """
