@@ -1,0 +1,172 @@
+"""`rlhf <command> [overrides]`: pick the command, check its configs, hand over to Hydra. Imports no torch."""
+
+import os
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from rlhf_cli import __version__
+from rlhf_cli.config.errors import UserError
+
+COMMANDS = {
+    "train": "train a policy with PPO, GRPO and their relatives",
+    "eval": "judge a checkpoint (or the untrained actor) on the test prompts",
+    "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
+    "data": "build the prefix data set and show it",
+    "models": "list the models; build the miniatures and say how good they are",
+}
+INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
+
+
+def main() -> NoReturn:
+    """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad config or arguments, 130/143 interrupted."""
+    sys.exit(dispatch(sys.argv[1:]))
+
+
+def dispatch(argv: list[str]) -> int:
+    argv = _completing(argv)
+    match argv:
+        case [] | ["--help" | "-h" | "help", *_]:
+            print(usage())
+            return 0
+        case ["--version" | "-V", *_]:
+            print(f"rlhf {__version__}")
+            return 0
+        case [command, *rest] if command in COMMANDS:
+            return run(command, rest)
+        case [command, *_]:
+            from difflib import get_close_matches
+
+            near = get_close_matches(command, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            return _refuse(f"there is no command {command!r}.{hint} Commands: {', '.join(COMMANDS)}")
+    raise AssertionError("unreachable")
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    return f"""rlhf {__version__}: reinforcement learning from human feedback, from the shell
+
+usage: rlhf <command> [group=option] [key=value] [--multirun] …
+
+{lines}
+
+  rlhf <command> --help     its groups and keys
+  rlhf train --cfg job      the composed config
+
+example: rlhf train reward=roberta_large data=short_prefix"""
+
+
+def run(command: str, argv: list[str]) -> int:
+    """Check the whole command line, then let Hydra run it."""
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
+    argv = _positional(command, argv)
+    args = get_args_parser().parse_args(argv)
+    from rlhf_cli.config.compose import plan
+
+    try:
+        runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+        if not runs:
+            return _hydra(command, argv)
+        planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+    except UserError as error:
+        return _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(_hydra_message(error))
+    resume = planned.jobs[0].resume
+    argv = [a for a in argv if a not in ("--multirun", "-m")]
+    if args.multirun:
+        argv = ["--multirun", *argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"]
+    elif resume not in (None, "auto"):
+        argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
+    return _run(command, argv, sweep=planned.sweep_dir if args.multirun else None, jobs=planned.overrides)
+
+
+def _run(command: str, argv: list[str], *, sweep: str | None, jobs: list[list[str]]) -> int:
+    from rlhf_cli.training.status import Interrupted
+
+    code = 0
+    try:
+        code = _hydra(command, argv)
+    except UserError as error:
+        code = _refuse(str(error))
+    except Interrupted as error:
+        code = INTERRUPTED[error.signal]
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        from rlhf_cli.training.status import reported
+
+        if not reported(error):
+            import traceback
+
+            traceback.print_exc()
+        code = 1
+    if sweep is not None:
+        from rlhf_cli.commands.sweep_table import show
+
+        code = max(code, show(sweep, jobs))
+    return code
+
+
+def _hydra(command: str, argv: list[str]) -> int:
+    import hydra
+
+    from rlhf_cli.config.compose import CONF
+
+    sys.argv = [f"rlhf {command}", *argv]
+    task = import_module(f"rlhf_cli.commands.{command}").run
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
+    return 0
+
+
+def _positional(command: str, argv: list[str]) -> list[str]:
+    """`rlhf sample "This movie is" steps=1` -> `steps=1 prefixes=['This movie is']`."""
+    takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"}
+    takes_value |= {"--cfg", "-c", "--info", "-i"}
+    words, rest = [], []
+    for before, word in zip(["", *argv], argv, strict=False):
+        is_word = "=" not in word and not word.startswith(("-", "~", "+")) and before not in takes_value
+        (words if is_word else rest).append(word)
+    if command == "sample" and words:
+        return [*rest, "prefixes=[" + ",".join(_quoted(word) for word in words) + "]"]
+    return argv
+
+
+def _quoted(text: str) -> str:
+    """A string of Hydra's override grammar."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _hydra_message(error: Exception) -> str:
+    """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
+    import re
+
+    text = str(error)
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match:
+        from rlhf_cli.config.schema import EvalConfig, unknown_key
+
+        return unknown_key(match[1], EvalConfig)
+    return text.strip()
+
+
+def _refuse(message: str) -> int:
+    print(f"rlhf: {message}", file=sys.stderr)
+    return 2
+
+
+def _completing(argv: list[str]) -> list[str]:
+    """Hydra's completion script knows no sub-commands: find ours in the line that is being completed."""
+    if not argv or argv[0] not in ("-sc", "--shell-completion", "--shell_completion"):
+        return argv
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if len(words) < 3 or words[1] not in COMMANDS:
+        return ["train", *argv]
+    os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    return [words[1], *argv]

@@ -1,0 +1,71 @@
+"""rlhf eval"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+def run(cfg: DictConfig) -> float:
+    """Judge a checkpoint, or the untrained actor, on the test prompts; writes eval.json."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_cli.config.compose import settle
+    from rlhf_cli.training.judge import judge
+    from rlhf_cli.training.run import first_line
+    from rlhf_cli.training.status import write_atomic
+
+    hydra = HydraConfig.get()
+    config = settle("eval", cfg, list(hydra.overrides.task))
+    lab, checkpoint = judged_lab(config, first_line(config))
+    print(f"judging {checkpoint or 'the untrained actor'} on {len(lab.test)} test prompts", flush=True)
+    metrics, rows = judge(lab, lab.test)
+    folder = Path(hydra.runtime.output_dir)
+    result = {
+        "checkpoint": str(checkpoint) if checkpoint else None,
+        "config": config.model_dump(by_alias=True),
+        "metrics": metrics,
+        "samples": rows,
+    }
+    write_atomic(folder / "eval.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    _print(metrics, rows)
+    print(f"written: {folder / 'eval.json'}")
+    return metrics["val/score"]
+
+
+def judged_lab(config: Any, first_line: str) -> tuple[Any, Path | None]:
+    """The lab of a checkpoint, without a critic; (lab, checkpoint folder or None)."""
+    from rlhf_cli.training.checkpoint import find_checkpoint
+    from rlhf_cli.training.setup import make_lab
+
+    def notify(text: str) -> None:
+        print(text, flush=True)
+
+    notify(first_line)
+    checkpoint = None
+    if config.checkpoint not in (None, "none"):
+        checkpoint = find_checkpoint(config.checkpoint, notify)
+    no_critic = config.algo.model_copy(update={"advantage": "returns"})
+    config = config.model_copy(update={"algo": no_critic})
+    return make_lab(config, notify, actor=str(checkpoint / "actor") if checkpoint else None), checkpoint
+
+
+def _print(metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_cli.tracking.text import printable
+
+    table = Table("metric", "value", title="evaluation")
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name.removeprefix("val/"), f"{value:.4g}")
+    console = Console()
+    console.print(table)
+    samples = Table("class", "prefix", "response", "score", title="samples", show_lines=True)
+    for row in rows[:6]:
+        cells = (row["class"], row["prefix"], row["response"], f"{row['score']:.3f}")
+        samples.add_row(*(Text(printable(cell)) for cell in cells))
+    console.print(samples)

@@ -1,0 +1,32 @@
+"""rlhf sample"""
+
+from omegaconf import DictConfig
+
+DEFAULT = ["This movie is", "The plot is good", "I love this", "I think this film is"]
+
+
+def run(cfg: DictConfig) -> None:
+    """Print what a checkpoint (or the untrained actor) writes after the given review starts."""
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+    from rich.text import Text
+
+    from rlhf_cli.commands.eval import judged_lab
+    from rlhf_cli.config.compose import settle
+    from rlhf_cli.data.prompts import PromptSet, Template
+    from rlhf_cli.rewards.scorer import joined
+    from rlhf_cli.tracking.text import printable
+    from rlhf_cli.training.judge import judge
+    from rlhf_cli.training.run import first_line
+
+    config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
+    lab, _ = judged_lab(config, first_line(config))
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
+    _, rows = judge(lab, PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad))
+    console = Console()
+    for row in rows:
+        whole = printable(joined(row["prefix"], row["response"]))
+        text = Text(whole)
+        text.stylize("bold", 0, len(row["prefix"]))
+        console.print(text, Text(f"  [{config.reward.target} {row['score']:.3f}]", style="dim"))

@@ -1,0 +1,45 @@
+"""The table at the end of a sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("val/score", "val/kl", "val/repetition", "val/response_length")
+
+
+def show(sweep: str, jobs: list[list[str]]) -> int:
+    """Print one row a job, write sweep.json; 1 if any job did not end well."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rlhf_cli.training.run import last_metrics
+    from rlhf_cli.training.status import read_status
+
+    table = Table(title=f"sweep {escape(sweep)}")
+    for column in ("job", "overrides", "state", *(c.removeprefix("val/") for c in COLUMNS)):
+        table.add_column(column, justify="left" if column in ("job", "overrides", "state") else "right")
+    rows: list[dict[str, Any]] = []
+    for number, overrides in enumerate(jobs):
+        folder = Path(sweep) / str(number)
+        status, metrics = read_status(folder), last_metrics(folder)
+        state = status.get("state", "not started")
+        rows.append(
+            {
+                "job": number,
+                "overrides": overrides,
+                "state": state,
+                "error": status.get("error"),
+                **{c: metrics.get(c) for c in COLUMNS},
+            }
+        )
+        style = "" if state == "done" else "bold red"
+        numbers = [f"{metrics[c]:.3f}" if isinstance(metrics.get(c), float) else "–" for c in COLUMNS]
+        table.add_row(str(number), escape(" ".join(overrides)), state, *numbers, style=style)
+    Console().print(table)
+    for row in rows:
+        if row["error"]:
+            Console().print(f"job {row['job']} {row['state']}: {row['error']}", markup=False)
+    if Path(sweep).is_dir():
+        (Path(sweep) / "sweep.json").write_text(json.dumps(rows, indent=1) + "\n")
+    return int(any(row["state"] != "done" for row in rows))

@@ -1,0 +1,168 @@
+"""Composing configs outside Hydra's job: checked before anything runs, and inherited from a saved run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.scale import detected_scale
+from rlhf_cli.config.schema import Config, EvalConfig, validate
+
+_beside = Path(__file__).parents[1] / "conf"
+CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
+"""In a wheel `conf` lies in the package; in a checkout, beside it."""
+
+CHANGEABLE_ON_RESUME = ("resume", "steps", "val.every", "checkpoint.every", "tracking", "device")
+
+OmegaConf.register_new_resolver("detected_scale", detected_scale, replace=True)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a command line asks for: one config a job, and where Hydra will put them."""
+
+    jobs: list[Any]
+    overrides: list[list[str]]
+    run_dir: str
+    sweep_dir: str
+
+
+def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
+    """Compose and check every job of a command line; raises `UserError` before any of them starts."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name=command):
+
+        def composed(job: list[str]) -> DictConfig:
+            return compose(config_name=command, overrides=[*search, *job], return_hydra_config=True)
+
+        parser = OverridesParser.create()
+        if multirun:
+            plain = [o.input_line for o in parser.parse_overrides(overrides) if not o.is_sweep_override()]
+            first = composed([o for o in plain if o is not None])
+            params = first.hydra.sweeper.get("params") or {}
+            typed = {o.key_or_group for o in parser.parse_overrides(overrides)}
+            from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
+            split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *overrides]), None)
+            jobs = [list(job) for batch in split for job in batch]
+        else:
+            jobs = [overrides]
+        configs = [composed(job) for job in jobs]
+    first = configs[0]
+    return Plan(
+        jobs=[settle(command, config, job) for config, job in zip(configs, jobs, strict=True)],
+        overrides=jobs,
+        run_dir=_expand(first, "hydra.run.dir"),
+        sweep_dir=_expand(first, "hydra.sweep.dir"),
+    )
+
+
+def _expand(config: DictConfig, key: str) -> str:
+    return str(OmegaConf.select(config, key))
+
+
+def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
+    """The checked config of one job: composed, or a saved run's with what was typed on top."""
+    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    values: dict[str, Any] = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
+    missing = sorted(OmegaConf.missing_keys(plain))
+    if missing:
+        raise UserError(f"{missing[0]} must be given: rlhf {command} {missing[0]}=…")
+    schema = EvalConfig if command in ("eval", "sample") else Config
+    validate(values, schema)
+    if schema is EvalConfig and values["checkpoint"] not in (None, "none"):
+        folder = run_folder(values["checkpoint"])
+        return validate(_onto(saved_config(folder), values, overrides), schema)
+    if command == "train" and values["resume"] not in (None, "auto"):
+        return validate(_resumed(saved_config(Path(values["resume"])), values, overrides), schema)
+    return validate(values, schema)
+
+
+def run_folder(checkpoint: str) -> Path:
+    """The run folder of a checkpoint folder or of itself."""
+    folder = Path(checkpoint).expanduser()
+    for candidate in (folder, *folder.absolute().parents[:3]):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError(
+        f"checkpoint={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)"
+    )
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    path = folder.expanduser() / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder}: no run is there (no config.yaml). Give the folder that a run printed.")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a run's config")
+    return {str(key): value for key, value in values.items()}
+
+
+def _onto(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The saved config with the typed keys, and the keys that the saved one lacks, on top."""
+    merged = flat(saved)
+    typed = _typed(overrides)
+    for key, value in flat(values).items():
+        if key not in merged or _covered(key, typed):
+            merged[key] = value
+    return nested(merged)
+
+
+def _resumed(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    merged = _onto(saved, values, overrides)
+    differences = difference(saved, merged)
+    if differences:
+        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
+        raise UserError(
+            f"resume={values['resume']}: these may not change on resume:\n{listed}\n"
+            f"May change: {', '.join(CHANGEABLE_ON_RESUME[1:])}. Start a new run for the rest."
+        )
+    return merged
+
+
+def difference(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ and may not change on resume."""
+    a, b = flat(saved), flat(new)
+    return {
+        key: (a.get(key), b.get(key))
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key) and not _covered(key, set(CHANGEABLE_ON_RESUME))
+    }
+
+
+def _typed(overrides: list[str]) -> set[str]:
+    keys = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
+    return {""} if "experiment" in keys else keys
+
+
+def _covered(key: str, prefixes: set[str]) -> bool:
+    return any(prefix == "" or key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"algo": {"beta": 1}} -> {"algo.beta": 1}"""
+    leaves: dict[str, Any] = {}
+    for key, value in values.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
+
+
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    values: dict[str, Any] = {}
+    for key, leaf in leaves.items():
+        *parents, name = key.split(".")
+        at = values
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[name] = leaf
+    return values

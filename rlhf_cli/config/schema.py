@@ -1,0 +1,231 @@
+"""The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
+
+from difflib import get_close_matches
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rlhf_cli.config.errors import UserError
+
+Count = Field(ge=1)
+CountOrZero = Field(ge=0)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    name: str
+    hub: str | None
+    path: str | None
+
+
+class Reward(Section):
+    name: str
+    hub: str | None
+    path: str | None
+    target: str
+    text: Literal["response", "prefix_response", "chat"]
+    batch_size: int = Count
+    fn: str | None
+
+
+class Data(Section):
+    name: str
+    source: str
+    min_words: int = Count
+    max_words: int = Count
+    train: int = Field(ge=3, multiple_of=3)
+    test: int = Field(ge=3, multiple_of=3)
+    labeler: Literal["roberta_large", "roberta_base", "vader"]
+    seed: int = CountOrZero
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"data.min_words={self.min_words} is above data.max_words={self.max_words}")
+        return self
+
+
+class Prompt(Section):
+    name: Literal["chat", "plain"]
+    system: str | None
+    user: str
+
+    @model_validator(mode="after")
+    def _has_prefix(self) -> Self:
+        if "{prefix}" not in self.user:
+            raise ValueError("prompt.user must contain {prefix}: that is where the review's start goes")
+        return self
+
+
+class Algo(Section):
+    name: str
+    advantage: Literal["gae", "group", "leave_one_out", "returns"]
+    surrogate: Literal["clip", "ratio", "policy_gradient"]
+    kl: Literal["reward", "loss", "none"]
+    kl_estimator: Literal["k1", "k2", "k3"]
+    aggregation: Literal["sequence_mean", "token_mean", "sequence_sum"]
+    group_scale: Literal["std", "none"]
+    whiten: bool
+    group_size: int = Count
+    epochs: int = Count
+    minibatches: int = Count
+    epsilon: float = Field(gt=0, lt=1)
+    beta: float = Field(ge=0)
+    beta_target: float | None = Field(gt=0)
+    beta_horizon: int = Count
+    gamma: float = Field(gt=0, le=1)
+    lam: float = Field(ge=0, le=1, alias="lambda")
+    value_clip: float | None = Field(gt=0)
+    value: float = Field(ge=0)
+    entropy: float = Field(ge=0)
+    old_logprobs: Literal["recompute", "rollout"]
+
+    @property
+    def needs_critic(self) -> bool:
+        return self.advantage == "gae"
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.advantage in ("group", "leave_one_out") and self.group_size < 2:
+            raise ValueError(
+                f"algo.advantage={self.advantage} compares the responses to one prompt: "
+                f"algo.group_size={self.group_size} must be at least 2 (try algo.group_size=8)"
+            )
+        return self
+
+
+class Rollout(Section):
+    batch_size: int = Count
+    temperature: float = Field(gt=0)
+    max_response_length: int = Count
+    micro_batch_size: int = Count
+
+
+class Optim(Section):
+    actor_lr: float = Field(ge=0)
+    critic_lr: float = Field(ge=0)
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: int = CountOrZero
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    micro_batch_size: int = Count
+    gradient_checkpointing: bool
+
+
+class Penalty(Section):
+    weight: float = Field(ge=0)
+    n: int = Count
+    level: Literal["token", "word"]
+
+
+class Val(Section):
+    every: int = CountOrZero
+    prompts: int = Count
+    batch_size: int = Count
+
+
+class Checkpoint(Section):
+    every: int = CountOrZero
+
+
+class Tracking(Section):
+    name: Literal["wandb", "offline", "none"]
+    project: str
+    entity: str | None
+    group: str | None
+
+
+class Config(Section):
+    """What `rlhf train` runs on; the other commands add a few keys of their own."""
+
+    seed: int = CountOrZero
+    steps: int = CountOrZero
+    device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Literal["auto", "fp32", "bf16"]
+    scale: Literal["mini", "full"]
+    cache_dir: str
+    resume: str | None
+    actor: Model
+    critic: Model
+    reward: Reward
+    data: Data
+    prompt: Prompt
+    algo: Algo
+    rollout: Rollout
+    optim: Optim
+    penalty: Penalty
+    val: Val
+    checkpoint: Checkpoint
+    tracking: Tracking
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        batch, algo = self.rollout.batch_size, self.algo
+        if algo.needs_critic and self.critic.name == "none" and not self.critic.path:
+            raise ValueError(
+                f"algo.advantage={algo.advantage} needs a critic: drop critic=none, or use algo=grpo"
+            )
+        if batch % algo.group_size:
+            raise ValueError(
+                f"rollout.batch_size={batch} is not a multiple of algo.group_size={algo.group_size} "
+                f"(try rollout.batch_size={-(-batch // algo.group_size) * algo.group_size})"
+            )
+        if batch % algo.minibatches:
+            raise ValueError(
+                f"rollout.batch_size={batch} is not a multiple of algo.minibatches={algo.minibatches} "
+                f"(try rollout.batch_size={-(-batch // algo.minibatches) * algo.minibatches})"
+            )
+        if self.val.prompts > self.data.test:
+            raise ValueError(
+                f"val.prompts={self.val.prompts} but data.test={self.data.test}: lower one or raise the other"
+            )
+        return self
+
+
+class EvalConfig(Config):
+    """`rlhf eval` and `rlhf sample`."""
+
+    checkpoint: str | None
+    prefixes: list[str]
+
+
+def validate(composed: dict[str, Any], schema: type[Config] = Config) -> Any:
+    """Check a composed config; raise `UserError` with every fault in one message."""
+    try:
+        return schema.model_validate(composed)
+    except ValidationError as error:
+        faults = "\n".join(f"  {_fault(item, schema)}" for item in error.errors())
+        raise UserError(f"The configuration is wrong:\n{faults}") from None
+
+
+def _fault(item: Any, schema: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return unknown_key(key, schema)
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message
+    return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def unknown_key(key: str, schema: type[BaseModel]) -> str:
+    """The message for a key that does not exist, with the nearest one that does."""
+    known = _keys(schema)
+    by_name = {name.rpartition(".")[2]: name for name in known}
+    near = get_close_matches(key, known, n=1) or get_close_matches(key.rpartition(".")[2], by_name, n=1)
+    hint = f" Did you mean {by_name.get(near[0], near[0])}?" if near else ""
+    return f"{key}: there is no such key.{hint} (all keys: rlhf train --cfg job)"
+
+
+def _keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    names = []
+    for name, field in schema.model_fields.items():
+        full = prefix + (field.alias or name)
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += _keys(inner, full + ".")
+        names.append(full)
+    return names

@@ -1,0 +1,52 @@
+"""Judging a policy on the test prompts: score by prefix class, repetition, diversity, KL, samples."""
+
+import math
+from typing import Any
+
+import torch
+
+from rlhf_cli.data.reviews import SENTIMENTS
+from rlhf_cli.evaluation.text import distinct, repetition
+from rlhf_cli.rewards.scorer import Rewards, Texts
+from rlhf_cli.rl.rollout import Experience
+
+
+def validation_metrics(
+    experience: Experience, texts: Texts, rewards: Rewards, classes: list[str]
+) -> dict[str, float]:
+    """`val/*`: means over responses; by the PREFIX's class; perplexity of the responses under the reference."""
+    rollout, mask = experience.rollout, experience.rollout.mask
+    log_ratio = ((experience.old_logprobs - experience.ref_logprobs) * mask).sum(1)
+    nll = -(experience.ref_logprobs * mask).sum() / mask.sum()
+    metrics = {
+        "val/score": float(rewards.score.mean()),
+        "val/reward": float(rewards.reward.mean()),
+        "val/kl": float(log_ratio.mean()),
+        "val/perplexity": math.exp(min(float(nll), 50.0)),
+        "val/repetition": sum(map(repetition, texts.responses)) / len(texts.responses),
+        "val/distinct_1": distinct(texts.responses, 1),
+        "val/distinct_2": distinct(texts.responses, 2),
+        "val/response_length": float(rollout.lengths.float().mean()),
+        "val/eos_rate": float(rollout.ended.float().mean()),
+    }
+    for name in SENTIMENTS:
+        rows = torch.tensor([c == name for c in classes])
+        if rows.any():
+            metrics[f"val/score/{name}"] = float(rewards.score[rows].mean())
+    metrics |= {f"val/penalty/{name}": float(part.mean()) for name, part in rewards.parts.items()}
+    return metrics
+
+
+def sample_rows(texts: Texts, rewards: Rewards, classes: list[str]) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl (without the step)."""
+    return [
+        {
+            "prompt": texts.prompts[i],
+            "prefix": texts.prefixes[i],
+            "response": texts.responses[i],
+            "class": classes[i],
+            "score": float(rewards.score[i]),
+            "parts": {name: float(part[i]) for name, part in rewards.parts.items()},
+        }
+        for i in range(len(texts.responses))
+    ]

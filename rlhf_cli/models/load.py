@@ -1,0 +1,130 @@
+"""Loading actors, critics and classifiers from plain Hugging Face folders or the hub. Weights only, no remote code."""
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from rlhf_cli.config.errors import UserError
+
+
+def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal LM without dropout. Its generation_config is kept for saving and never used for rollouts."""
+    from transformers import AutoModelForCausalLM
+
+    return _without_dropout(_load(AutoModelForCausalLM, path, dtype=dtype)).to(device)
+
+
+def load_critic(path: str, *, device: torch.device) -> Any:
+    """The causal LM with its LM head replaced by a value head (`.score`), which starts at 0."""
+    from transformers import AutoModelForTokenClassification
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the head is new by design: no warning about it
+    try:
+        critic = _load(AutoModelForTokenClassification, path, dtype=torch.float32, num_labels=1)
+    finally:
+        logging.set_verbosity(verbosity)
+    torch.nn.init.zeros_(critic.score.weight)
+    torch.nn.init.zeros_(critic.score.bias)
+    return _without_dropout(critic).to(device)
+
+
+def load_classifier(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return _load(AutoModelForSequenceClassification, path, dtype=dtype).eval().to(device)
+
+
+def load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return _load(AutoTokenizer, path)
+
+
+def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every id that may end a response: the tokenizer's EOS, the generation config's, and Qwen's two."""
+    ids = {tokenizer.eos_token_id}
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids |= set(configured) if isinstance(configured, list) else {configured}
+    vocabulary = tokenizer.get_vocab()
+    ids |= {vocabulary.get(token) for token in ("<|im_end|>", "<|endoftext|>")}
+    found = tuple(sorted(i for i in ids if i is not None))
+    if not found:
+        raise UserError("the actor's tokenizer has no EOS token: responses could never end")
+    return found
+
+
+def class_index(model: Any, name: str) -> int:
+    """The index of a class, by name and case-insensitively: the order differs between checkpoints."""
+    labels = {str(label).lower(): int(i) for i, label in model.config.id2label.items()}
+    if name.lower() not in labels:
+        listed = ", ".join(map(str, model.config.id2label.values()))
+        raise UserError(f"the reward model has no class {name!r}; it has: {listed} (set reward.target)")
+    return labels[name.lower()]
+
+
+def _load(auto: Any, path: str, **options: Any) -> Any:
+    if Path(path).expanduser().is_dir():
+        path = str(Path(path).expanduser())
+    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise UserError(
+            f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)"
+        )
+    elif not _hub_answers():
+        if not _cached(path):
+            raise UserError(
+                f"{path} is not on this machine and the Hugging Face hub does not answer.\n"
+                f"  Fetch it where there is a network: hf download {path}\n"
+                "  or give a local folder (actor.path=, critic.path=, reward.path=),\n"
+                "  or use the miniatures: scale=mini"
+            )
+        options["local_files_only"] = True
+    try:
+        return auto.from_pretrained(path, trust_remote_code=False, **options)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}"
+        ) from error
+
+
+def _cached(repo: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def _hub_answers(timeout: float = 3.0) -> bool:
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = url.port or (80 if url.scheme == "http" else 443)
+    try:
+        with socket.create_connection((url.hostname or "", port), timeout=timeout):
+            return True
+    except OSError:
+        return False
+
+
+def _without_dropout(model: Any) -> Any:
+    """Dropout off even in train mode, which gradient checkpointing wants: sampled and scored must agree."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    return model.eval()
+
+
+def architecture(path: str) -> str:
+    """What a folder's config.json calls its model, for tables."""
+    try:
+        return str(json.loads((Path(path) / "config.json").read_text())["architectures"][0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return "?"

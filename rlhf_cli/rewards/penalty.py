@@ -1,0 +1,12 @@
+"""The n-gram repetition penalty."""
+
+from collections.abc import Hashable, Sequence
+
+
+def ngram_penalty(sequence: Sequence[Hashable], n: int) -> float:
+    """(total − distinct n-grams) / (len − n + 1), in [0, 1); 0 for a sequence shorter than n."""
+    total = len(sequence) - n + 1
+    if total < 1:
+        return 0.0
+    distinct = len({tuple(sequence[i : i + n]) for i in range(total)})
+    return (total - distinct) / total

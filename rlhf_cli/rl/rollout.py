@@ -1,0 +1,101 @@
+"""The batch is a record. Dimensions: B rollouts, P prompt, R response, T = P + R, V vocabulary."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A record of tensors that share their first dimension."""
+
+    def select(self, indices: Tensor | slice) -> Self:
+        """The rows `indices` of every field."""
+        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v[indices] for k, v in chosen.items() if isinstance(v, Tensor)})
+
+    def to(self, device: torch.device) -> Self:
+        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.to(device) for k, v in chosen.items() if isinstance(v, Tensor)})
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts(Record):
+    ids: Int[Tensor, "B P"]
+    """Left-padded."""
+    lengths: Int[Tensor, "B"]
+    index: Int[Tensor, "B"]
+    """Which rollout of the step: what its random numbers hang on."""
+    group: Int[Tensor, "B"]
+    """Rollouts of one prompt share it."""
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout(Record):
+    prompts: Int[Tensor, "B P"]
+    """Left-padded."""
+    prompt_lengths: Int[Tensor, "B"]
+    responses: Int[Tensor, "B R"]
+    """Right-padded; the EOS token belongs to the response."""
+    lengths: Int[Tensor, "B"]
+    """Response lengths."""
+    ended: Bool[Tensor, "B"]
+    """Whether the response ended with an EOS token."""
+    logprobs: Float[Tensor, "B R"]
+    """Of the sampled tokens, as sampled; 0 outside the response."""
+    group: Int[Tensor, "B"]
+
+    def __len__(self) -> int:
+        return self.responses.shape[0]
+
+    @property
+    def mask(self) -> Bool[Tensor, "B R"]:
+        """True at response tokens."""
+        positions = torch.arange(self.responses.shape[1], device=self.responses.device)
+        return positions < self.lengths[:, None]
+
+    @property
+    def ids(self) -> Int[Tensor, "B T"]:
+        return torch.cat([self.prompts, self.responses], 1)
+
+    @property
+    def attention(self) -> Bool[Tensor, "B T"]:
+        """True at real tokens: from the lengths, never from ids (pad may equal EOS)."""
+        width = self.prompts.shape[1]
+        prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
+        return torch.cat([prompt, self.mask], 1)
+
+    def trimmed(self) -> Self:
+        """The same rollouts without columns that are padding in every row."""
+        width, longest = int(self.prompt_lengths.max()), int(self.lengths.max())
+        return replace(
+            self,
+            prompts=self.prompts[:, self.prompts.shape[1] - width :],
+            responses=self.responses[:, :longest],
+            logprobs=self.logprobs[:, :longest],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Experience(Record):
+    """What the update learns from: the rollout and everything that was estimated on it."""
+
+    rollout: Rollout
+    old_logprobs: Float[Tensor, "B R"]
+    ref_logprobs: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"]
+    advantages: Float[Tensor, "B R"]
+    returns: Float[Tensor, "B R"]
+
+    def select(self, indices: Tensor | slice) -> "Experience":
+        """The rows `indices`, without columns that are padding in all of them."""
+        rollout = self.rollout.select(indices).trimmed()
+        longest = rollout.responses.shape[1]
+        names = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")
+        return Experience(rollout, **{name: getattr(self, name)[indices, :longest] for name in names})

@@ -1,0 +1,29 @@
+"""Sampling on the test prompts and judging what comes back."""
+
+from typing import Any
+
+from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
+from rlhf_cli.training.loop import look_back, roll_out
+from rlhf_cli.training.setup import Lab
+
+SAMPLING_STEP = 0
+"""Every validation draws with the random numbers of this step: what differs between two is the policy."""
+
+
+def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`val/*` metrics, sample rows) of the lab's actor on every prompt of the set."""
+    chosen = list(range(len(prompts)))
+    rollout = roll_out(
+        lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size
+    )
+    critic, lab.critic = lab.critic, None  # validation needs no values
+    try:
+        experience, _ = look_back(lab, rollout)
+    finally:
+        lab.critic = critic
+    texts = lab.texts(rollout, prompts, chosen)
+    rewards = lab.scorer(texts)
+    return validation_metrics(experience, texts, rewards, prompts.classes), sample_rows(
+        texts, rewards, prompts.classes
+    )

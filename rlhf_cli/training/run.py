@@ -1,0 +1,188 @@
+"""A whole training run in its folder: set up, loop, validate, log, checkpoint, resume."""
+
+import json
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import Config
+from rlhf_cli.tracking.compose import make_trackers
+from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint
+from rlhf_cli.training.judge import judge
+from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.setup import make_lab
+from rlhf_cli.training.state import make_state
+from rlhf_cli.training.status import Interrupted, mark_reported, read_status, write_atomic, write_status
+
+
+class StopRequest:
+    """The signal that asked the run to stop, if one did."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """SIGINT, SIGTERM and SIGUSR1 ask to stop after the step; a second SIGINT stops at once."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def ask(number: int, _frame: Any) -> None:
+        if request.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = signal.Signals(number).name
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, ask) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
+    """Train in `folder`; returns the last metrics. Raises what went wrong, after recording it in status.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint = _claim(config, folder)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
+    write_status(folder, "running", step=0, steps=config.steps)
+    try:
+        return _train(config, folder, checkpoint, group)
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        _note(folder, "interrupted", config.steps, None)
+        raise
+    except Exception as error:
+        _note(folder, "failed", config.steps, f"{type(error).__name__}: {error}")
+        if not isinstance(error, UserError):
+            (folder / "error.log").write_text(traceback.format_exc())
+            traceback.print_exc()
+            mark_reported(error)
+        raise
+
+
+def _note(folder: Path, state: str, steps: int, error: str | None) -> None:
+    write_status(folder, state, step=read_status(folder).get("step", 0), steps=steps, error=error)
+
+
+def _claim(config: Config, folder: Path) -> Path | None:
+    """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
+    from rlhf_cli.config.compose import difference, saved_config
+
+    holds_run = (folder / "config.yaml").exists()
+    if config.resume is None:
+        if holds_run:
+            raise UserError(
+                f"{folder} already holds a run: go on with it (rlhf train resume={folder}) or choose another "
+                "hydra.run.dir="
+            )
+        return None
+    if config.resume == "auto" and holds_run:
+        changed = difference(saved_config(folder), config.model_dump(by_alias=True))
+        if changed:
+            listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            raise UserError(f"resume=auto: {folder} holds a run with another config:\n{listed}")
+    found = newest(folder, print) if holds_run else None
+    if found is None and holds_run:
+        print(f"{folder} has no whole checkpoint: it starts anew")
+    return found
+
+
+def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | None) -> dict[str, float]:
+    def notify(text: str) -> None:
+        print(text, flush=True)
+
+    notify(first_line(config))
+    trainer, saved = load_trainer(checkpoint) if checkpoint else (None, {"step": 0})
+    start = int(saved["step"])
+    lab = make_lab(
+        config,
+        notify,
+        actor=str(checkpoint / "actor") if checkpoint else None,
+        critic=str(checkpoint / "critic") if checkpoint and config.algo.needs_critic else None,
+    )
+    state = make_state(config, lab)
+    if trainer is not None:
+        state.restore(trainer)
+        notify(f"resumed at step {start} of {config.steps}")
+    trackers = make_trackers(
+        config.tracking.name,
+        folder,
+        config.model_dump(by_alias=True),
+        steps=config.steps,
+        resume_step=start if checkpoint else None,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        name=folder.name,
+        group=config.tracking.group or group,
+        run_id=saved.get("wandb_run_id"),
+    )
+    outcome, metrics = "failed", {}
+
+    def save(step: int) -> None:
+        save_checkpoint(folder, step, lab, state, {"wandb_run_id": trackers.wandb_run_id})
+
+    try:
+        with stop_on_signals() as stop:
+            for step in range(start if checkpoint is None else start + 1, config.steps + 1):
+                metrics = train_step(lab, state, step) if step else {}
+                last = step == config.steps
+                if step == 0 or last or _due(step, config.val.every):
+                    judged, rows = judge(lab, lab.test)
+                    metrics |= judged
+                    trackers.samples(step, rows)
+                trackers.log(step, metrics)
+                write_status(folder, "running", step=step, steps=config.steps)
+                if last or stop.signal or (step and _due(step, config.checkpoint.every)):
+                    save(step)
+                if stop.signal and not last:
+                    outcome = "interrupted"
+                    write_status(folder, "interrupted", step=step, steps=config.steps)
+                    trackers.message(
+                        f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}"
+                    )
+                    raise Interrupted(stop.signal)
+        outcome = "done"
+    finally:
+        trackers.finish(outcome)
+    write_status(folder, "done", step=config.steps, steps=config.steps)
+    notify(f"done: {folder}")
+    return metrics
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def first_line(config: Config) -> str:
+    """What every run says first."""
+    why = "miniature models and data, a simulation" if config.scale == "mini" else "models from the hub"
+    reward = config.reward.fn or config.reward.path or config.reward.name
+    return (
+        f"scale={config.scale} ({why}) · {config.algo.name} · actor {config.actor.path or config.actor.name} · "
+        f"reward {reward} · {config.data.name} · seed {config.seed}"
+    )
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """Every metric's last value in a run's metrics.jsonl."""
+    latest: dict[str, Any] = {}
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            latest |= json.loads(line)
+        except ValueError:
+            break
+    return latest

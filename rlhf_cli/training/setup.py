@@ -1,0 +1,238 @@
+"""From a checked config to the things a run works with. The one place that reads the whole config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import Config, Model
+from rlhf_cli.data.prompts import PromptSet, Template
+from rlhf_cli.data.reviews import Sentiment
+from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.rewards.classifier import Classifier
+from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
+from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.rl.rollout import Rollout
+
+MINIATURE_SEED = 0
+"""The miniatures are fixed, as hub models are: a run's seed does not change its starting point."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which dtype forward passes run; master weights are float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+@dataclass
+class Lab:
+    """Models, data and rewards of one experiment."""
+
+    config: Config
+    compute: Compute
+    actor: Any
+    tokenizer: Any
+    reference: Any
+    critic: Any | None
+    scorer: Scorer
+    classifier: Classifier | None
+    train: PromptSet
+    test: PromptSet
+    eos: tuple[int, ...]
+
+    @property
+    def pad(self) -> int:
+        return pad_id(self.tokenizer, self.eos)
+
+    def texts(self, rollout: Rollout, prompts: PromptSet, chosen: list[int]) -> Texts:
+        """The text of a rollout; `chosen` names the prompt of each row."""
+        tokens = [
+            [t for t in row[:length].tolist() if t not in self.eos]
+            for row, length in zip(rollout.responses.cpu(), rollout.lengths.tolist(), strict=True)
+        ]
+        decode = self.tokenizer.batch_decode
+        return Texts(
+            prefixes=[prompts.prefixes[i] for i in chosen],
+            prompts=decode([prompts.ids[i] for i in chosen], skip_special_tokens=True),
+            responses=decode(tokens, skip_special_tokens=True),
+            tokens=tokens,
+        )
+
+
+def compute(config: Config) -> Compute:
+    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)"
+        )
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
+    )
+    return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)
+
+
+def pad_id(tokenizer: Any, eos: tuple[int, ...]) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
+
+
+def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
+    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (built if missing)."""
+    if model.path:
+        return str(model.path)
+    if config.scale == "full":
+        return str(model.hub)
+    return miniature_path(model.name, config, notify)
+
+
+def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
+    from rlhf_cli.miniatures.build import miniature
+
+    source = "generated" if config.data.source == "imdb" else config.data.source
+    cache = Path(config.cache_dir).expanduser()
+    return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
+
+
+def algorithm(config: Config) -> Algorithm:
+    algo = config.algo
+    return Algorithm(
+        advantage=algo.advantage,
+        surrogate=algo.surrogate,
+        kl=algo.kl,
+        kl_estimator=algo.kl_estimator,
+        aggregation=algo.aggregation,
+        group_scale=algo.group_scale,
+        whiten=algo.whiten,
+        epsilon=algo.epsilon,
+        gamma=algo.gamma,
+        lam=algo.lam,
+        value_clip=algo.value_clip,
+        entropy=algo.entropy,
+        max_length=config.rollout.max_response_length,
+    )
+
+
+def scorer(config: Config, where: Compute, notify: Callable[[str], None]) -> tuple[Scorer, Classifier | None]:
+    reward, penalty = config.reward, config.penalty
+    classifier: Classifier | None = None
+    score: Score
+    if reward.fn:
+        score = python_score(reward.fn)
+    else:
+        path = model_path(reward, config, notify)
+        judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+        judge.score(["A film."], reward.target)  # a missing class stops here, not after the first rollout
+        classifier = judge
+
+        def score(texts: Texts) -> torch.Tensor:
+            return judge.score(texts.view(reward.text), reward.target)
+
+    return Scorer(score, penalty.weight, penalty.n, penalty.level), classifier
+
+
+def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> Any:
+    """The balanced prefix data set (a `datasets.DatasetDict`), from the cache or built now."""
+    from rlhf_cli.data.lexicon import vader_labels
+    from rlhf_cli.data.prefixes import load_prefixes
+
+    data = config.data
+    identity = labeler_path(config, notify) if data.labeler != "vader" else "vader"
+
+    def label(texts: list[str]) -> list[Sentiment]:
+        if data.labeler == "vader":
+            return vader_labels(texts)
+        notify(f"labelling {len(texts)} prefixes with {data.labeler}")
+        judge = Classifier(
+            identity, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype
+        )
+        return judge.labels(texts)
+
+    return load_prefixes(
+        data.source,
+        min_words=data.min_words,
+        max_words=data.max_words,
+        train=data.train,
+        test=data.test,
+        seed=data.seed,
+        labeler=identity,
+        label=label,
+        cache_dir=Path(config.cache_dir).expanduser(),
+    )
+
+
+LABELERS = {
+    "roberta_large": "j-hartmann/sentiment-roberta-large-english-3-classes",
+    "roberta_base": "cardiffnlp/twitter-roberta-base-sentiment-latest",
+}
+
+
+def labeler_path(config: Config, notify: Callable[[str], None]) -> str:
+    model = Model(name=config.data.labeler, hub=LABELERS[config.data.labeler], path=None)
+    return model_path(model, config, notify)
+
+
+def make_lab(
+    config: Config, notify: Callable[[str], None], *, actor: str | None = None, critic: str | None = None
+) -> Lab:
+    """Load everything; `actor` and `critic` are checkpoint folders to start from instead of the config's models."""
+    torch.manual_seed(config.seed)
+    where = compute(config)
+    base = model_path(config.actor, config, notify)
+    judge, classifier = scorer(config, where, notify)
+    rows = prefixes(config, where, notify)
+    notify("loading models")
+    tokenizer = load_tokenizer(base)
+    policy = load_actor(actor or base, device=where.device)
+    reference = load_actor(base, device=where.device, dtype=where.dtype).requires_grad_(False)
+    value_model = None
+    if config.algo.needs_critic:
+        value_model = load_critic(critic or model_path(config.critic, config, notify), device=where.device)
+        if critic:
+            _restore_head(value_model, critic)
+    if config.optim.gradient_checkpointing:
+        for model in (policy, value_model):
+            if model is not None:
+                model.gradient_checkpointing_enable()
+    ends = eos_ids(policy, tokenizer)
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    pad = pad_id(tokenizer, ends)
+    test = balanced(rows["test"], config.val.prompts)
+    return Lab(
+        config=config,
+        compute=where,
+        actor=policy,
+        tokenizer=tokenizer,
+        reference=reference,
+        critic=value_model,
+        scorer=judge,
+        classifier=classifier,
+        train=PromptSet.make(rows["train"], template, tokenizer, pad_id=pad),
+        test=PromptSet.make(test, template, tokenizer, pad_id=pad),
+        eos=ends,
+    )
+
+
+def _restore_head(critic: Any, folder: str) -> None:
+    """`load_critic` starts the head at 0; a checkpoint's critic has its own."""
+    from safetensors.torch import load_file
+
+    saved = load_file(str(Path(folder) / "model.safetensors"))
+    with torch.no_grad():
+        critic.score.weight.copy_(saved["score.weight"])
+        critic.score.bias.copy_(saved["score.bias"])
+
+
+def balanced(rows: Any, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows, taken from the classes in turn."""
+    by_class: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_class.setdefault(row["class"], []).append(row)
+    turns = max(map(len, by_class.values()))
+    return [by_class[c][i] for i in range(turns) for c in sorted(by_class) if i < len(by_class[c])][:count]
