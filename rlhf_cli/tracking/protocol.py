@@ -1,0 +1,19 @@
+"""What every tracker answers to."""
+
+from typing import Any, Protocol
+
+
+class Tracker(Protocol):
+    """Where a run's numbers and samples go. For one step, `samples` (if any) comes before `log`."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record one step's metrics; called once a step, steps ascending."""
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Record validation samples: {"prompt", "prefix", "response", "class", "score", "parts": {…}}."""
+
+    def message(self, text: str) -> None:
+        """Say one line to the person who watches."""
+
+    def finish(self, state: str) -> None:
+        """Close the record; `state` is "done", "failed" or "interrupted"."""
