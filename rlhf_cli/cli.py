@@ -152,7 +152,7 @@ def _hydra_message(error: Exception) -> str:
         from rlhf_cli.config.schema import EvalConfig, unknown_key
 
         return unknown_key(match[1], EvalConfig)
-    return text.strip()
+    return text.strip() or str(error.__cause__ or type(error).__name__)
 
 
 def _refuse(message: str) -> int:

@@ -89,9 +89,7 @@ def run_folder(checkpoint: str) -> Path:
     for candidate in (folder, *folder.absolute().parents[:3]):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise UserError(
-        f"checkpoint={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)"
-    )
+    raise UserError(f"checkpoint={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)")
 
 
 def saved_config(folder: Path) -> dict[str, Any]:

@@ -165,9 +165,7 @@ class Config(Section):
     def _fits_together(self) -> Self:
         batch, algo = self.rollout.batch_size, self.algo
         if algo.needs_critic and self.critic.name == "none" and not self.critic.path:
-            raise ValueError(
-                f"algo.advantage={algo.advantage} needs a critic: drop critic=none, or use algo=grpo"
-            )
+            raise ValueError(f"algo.advantage={algo.advantage} needs a critic: drop critic=none, or use algo=grpo")
         if batch % algo.group_size:
             raise ValueError(
                 f"rollout.batch_size={batch} is not a multiple of algo.group_size={algo.group_size} "

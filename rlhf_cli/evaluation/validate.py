@@ -11,9 +11,7 @@ from rlhf_cli.rewards.scorer import Rewards, Texts
 from rlhf_cli.rl.rollout import Experience
 
 
-def validation_metrics(
-    experience: Experience, texts: Texts, rewards: Rewards, classes: list[str]
-) -> dict[str, float]:
+def validation_metrics(experience: Experience, texts: Texts, rewards: Rewards, classes: list[str]) -> dict[str, float]:
     """`val/*`: means over responses; by the PREFIX's class; perplexity of the responses under the reference."""
     rollout, mask = experience.rollout, experience.rollout.mask
     log_ratio = ((experience.old_logprobs - experience.ref_logprobs) * mask).sum(1)

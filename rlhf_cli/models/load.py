@@ -73,9 +73,7 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     if Path(path).expanduser().is_dir():
         path = str(Path(path).expanduser())
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise UserError(
-            f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)"
-        )
+        raise UserError(f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)")
     elif not _hub_answers():
         if not _cached(path):
             raise UserError(
@@ -89,9 +87,7 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
         return auto.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}"
-        ) from error
+        raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
 
 
 def _cached(repo: str) -> bool:

@@ -14,9 +14,7 @@ from rlhf_cli.models.load import class_index, load_classifier, load_tokenizer
 class Classifier:
     """P(class | text). Texts are batched by length; `truncated` counts those that were too long."""
 
-    def __init__(
-        self, path: str | Path, *, device: torch.device, batch_size: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, path: str | Path, *, device: torch.device, batch_size: int, dtype: torch.dtype) -> None:
         self.model: Any = load_classifier(str(path), device=device, dtype=dtype)
         self.tokenizer: Any = load_tokenizer(str(path))
         self.device, self.batch_size = device, batch_size
@@ -48,7 +46,7 @@ class Classifier:
             result[chosen] = logits.float().softmax(-1).cpu()
         return result
 
-    def score(self, texts: list[str], target: str) -> Float[Tensor, "N"]:
+    def score(self, texts: list[str], target: str) -> Float[Tensor, " N"]:
         """P(target)."""
         return self.probabilities(texts)[:, class_index(self.model, target)]
 

@@ -40,11 +40,11 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    score: Float[Tensor, "B"]
+    score: Float[Tensor, " B"]
     """The raw reward-model score."""
-    reward: Float[Tensor, "B"]
+    reward: Float[Tensor, " B"]
     """After penalties, before any KL."""
-    parts: dict[str, Float[Tensor, "B"]]
+    parts: dict[str, Float[Tensor, " B"]]
     """Each penalty, unweighted, by name."""
 
 
@@ -77,9 +77,7 @@ def python_score(dotted: str) -> Score:
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"reward.fn={dotted}: {error} (allowed: module:function, importable from here)"
-        ) from error
+        raise UserError(f"reward.fn={dotted}: {error} (allowed: module:function, importable from here)") from error
 
     def score(texts: Texts) -> Tensor:
         values = [float(v) for v in function(texts.prompts, texts.responses)]

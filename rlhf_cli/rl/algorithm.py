@@ -31,7 +31,7 @@ class Algorithm:
     max_length: int
     """R: the constant of `sequence_sum`."""
 
-    def estimate(self, experience: Experience, scores: Float[Tensor, "B"], *, beta: float) -> Experience:
+    def estimate(self, experience: Experience, scores: Float[Tensor, " B"], *, beta: float) -> Experience:
         """Fill in advantages and returns from the rewards of whole responses."""
         rollout, mask = experience.rollout, experience.rollout.mask
         kl = None

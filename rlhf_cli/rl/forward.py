@@ -17,9 +17,7 @@ def response_states(trunk: nn.Module, rollout: Rollout) -> Float[Tensor, "B R H"
     """Hidden states from which each response token was predicted (positions P-1 … T-2)."""
     attention = rollout.attention
     positions = (attention.long().cumsum(1) - 1).clamp(min=0)
-    output: Any = trunk(
-        input_ids=rollout.ids, attention_mask=attention.long(), position_ids=positions, use_cache=False
-    )
+    output: Any = trunk(input_ids=rollout.ids, attention_mask=attention.long(), position_ids=positions, use_cache=False)
     start = rollout.prompts.shape[1] - 1
     return output.last_hidden_state[:, start : start + rollout.responses.shape[1]]
 
@@ -46,10 +44,10 @@ def response_values(critic: Any, rollout: Rollout) -> Float[Tensor, "B R"]:
 def token_logprobs(
     states: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
-    labels: Int[Tensor, "N"],
+    labels: Int[Tensor, " N"],
     *,
     temperature: float,
-) -> tuple[Float[Tensor, "N"], Float[Tensor, "N"]]:
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log softmax(states @ weight.T / temperature)[labels] and the entropy, in float32.
 
     Chunked over tokens; under autograd each chunk is recomputed in the backward pass, so [N, V] is never held.
@@ -74,5 +72,5 @@ def _logprobs(states: Tensor, weight: Tensor, labels: Tensor, temperature: float
     return logprobs.gather(-1, labels[:, None]).squeeze(-1), entropy
 
 
-def _scatter(values: Float[Tensor, "N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
+def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)

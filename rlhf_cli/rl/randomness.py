@@ -21,7 +21,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniforms(seed: int, step: int, index: Int[Tensor, "B"], position: int) -> Float[Tensor, "B"]:
+def uniforms(seed: int, step: int, index: Int[Tensor, " B"], position: int) -> Float[Tensor, " B"]:
     """One number in [0, 1) for each rollout `index` at a token `position`: float64, the same on any device."""
     state = torch.full_like(index, seed)
     for part in (torch.full_like(index, step), index, torch.full_like(index, position)):
@@ -29,6 +29,6 @@ def uniforms(seed: int, step: int, index: Int[Tensor, "B"], position: int) -> Fl
     return _shift(state, 11).double() * 2.0**-53
 
 
-def permutation(seed: int, step: int, epoch: int, count: int) -> Int[Tensor, "count"]:
+def permutation(seed: int, step: int, epoch: int, count: int) -> Int[Tensor, " count"]:
     """A shuffle of range(count) that depends on (seed, step, epoch) only."""
     return uniforms(seed + 1_000_003, step, torch.arange(count), epoch).argsort(stable=True)

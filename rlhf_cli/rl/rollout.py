@@ -26,10 +26,10 @@ class Record:
 class Prompts(Record):
     ids: Int[Tensor, "B P"]
     """Left-padded."""
-    lengths: Int[Tensor, "B"]
-    index: Int[Tensor, "B"]
+    lengths: Int[Tensor, " B"]
+    index: Int[Tensor, " B"]
     """Which rollout of the step: what its random numbers hang on."""
-    group: Int[Tensor, "B"]
+    group: Int[Tensor, " B"]
     """Rollouts of one prompt share it."""
 
     def __len__(self) -> int:
@@ -40,16 +40,16 @@ class Prompts(Record):
 class Rollout(Record):
     prompts: Int[Tensor, "B P"]
     """Left-padded."""
-    prompt_lengths: Int[Tensor, "B"]
+    prompt_lengths: Int[Tensor, " B"]
     responses: Int[Tensor, "B R"]
     """Right-padded; the EOS token belongs to the response."""
-    lengths: Int[Tensor, "B"]
+    lengths: Int[Tensor, " B"]
     """Response lengths."""
-    ended: Bool[Tensor, "B"]
+    ended: Bool[Tensor, " B"]
     """Whether the response ended with an EOS token."""
     logprobs: Float[Tensor, "B R"]
     """Of the sampled tokens, as sampled; 0 outside the response."""
-    group: Int[Tensor, "B"]
+    group: Int[Tensor, " B"]
 
     def __len__(self) -> int:
         return self.responses.shape[0]

@@ -72,9 +72,7 @@ def sample(
     )
 
 
-def draw(
-    logits: Float[Tensor, "B V"], uniform: Float[Tensor, "B"]
-) -> tuple[Int[Tensor, "B"], Float[Tensor, "B"]]:
+def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """Inverse-CDF sampling: the first token whose cumulated probability exceeds the uniform number.
 
     The CDF is cumulated in float64: in float32 its error at 152k tokens is as large as a rare token.

@@ -14,9 +14,7 @@ SAMPLING_STEP = 0
 def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(`val/*` metrics, sample rows) of the lab's actor on every prompt of the set."""
     chosen = list(range(len(prompts)))
-    rollout = roll_out(
-        lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size
-    )
+    rollout = roll_out(lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size)
     critic, lab.critic = lab.critic, None  # validation needs no values
     try:
         experience, _ = look_back(lab, rollout)
@@ -24,6 +22,4 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)
     rewards = lab.scorer(texts)
-    return validation_metrics(experience, texts, rewards, prompts.classes), sample_rows(
-        texts, rewards, prompts.classes
-    )
+    return validation_metrics(experience, texts, rewards, prompts.classes), sample_rows(texts, rewards, prompts.classes)

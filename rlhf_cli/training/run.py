@@ -150,9 +150,7 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
                 if stop.signal and not last:
                     outcome = "interrupted"
                     write_status(folder, "interrupted", step=step, steps=config.steps)
-                    trackers.message(
-                        f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}"
-                    )
+                    trackers.message(f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}")
                     raise Interrupted(stop.signal)
         outcome = "done"
     finally:

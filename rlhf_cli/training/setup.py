@@ -70,9 +70,7 @@ class Lab:
 def compute(config: Config) -> Compute:
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(
-            f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)"
-        )
+        raise UserError(f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
     )
@@ -149,9 +147,7 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
         if data.labeler == "vader":
             return vader_labels(texts)
         notify(f"labelling {len(texts)} prefixes with {data.labeler}")
-        judge = Classifier(
-            identity, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype
-        )
+        judge = Classifier(identity, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype)
         return judge.labels(texts)
 
     return load_prefixes(

@@ -38,9 +38,7 @@ class Learner:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
-            raise NonFinite(
-                "the gradient is not finite; lower optim.actor_lr / optim.critic_lr or look at the rewards"
-            )
+            raise NonFinite("the gradient is not finite; lower optim.actor_lr / optim.critic_lr or look at the rewards")
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * scale
         self.optimizer.step()
@@ -95,9 +93,7 @@ def update(
             for start in range(0, size, micro_batch_size):
                 micro = minibatch.select(slice(start, start + micro_batch_size))
                 with compute.autocast():
-                    logprobs, entropies = response_logprobs(
-                        actor.model, micro.rollout, temperature=temperature
-                    )
+                    logprobs, entropies = response_logprobs(actor.model, micro.rollout, temperature=temperature)
                 loss, metrics = algorithm.actor_loss(micro, logprobs, entropies, beta=beta, total=total)
                 _check(loss)
                 loss.backward()
