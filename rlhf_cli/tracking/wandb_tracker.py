@@ -178,5 +178,5 @@ def without_secrets(value: Any) -> Any:
 
 def reason(error: Exception) -> str:
     """An error's kind and first line."""
-    lines = str(error).strip().splitlines()
-    return printable(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+    lines = str(error).replace("<no message>", "").strip().splitlines()  # W&B's text for a refused key
+    return printable(f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__} without a message")
