@@ -129,7 +129,9 @@ def show(dataset: Any, console: Any) -> None:
     console.print(histogram)
     examples = Table("class", "prefix", title="examples")
     for sentiment in SENTIMENTS:
-        chosen = [p for p, c in zip(dataset["train"]["prefix"], dataset["train"]["class"], strict=True) if c == sentiment]
+        chosen = [
+            p for p, c in zip(dataset["train"]["prefix"], dataset["train"]["class"], strict=True) if c == sentiment
+        ]
         for prefix in chosen[:4]:
             examples.add_row(sentiment, Text(prefix))
     console.print(examples)

@@ -1,23 +1,25 @@
 """The batch is a record. Dimensions: B rollouts, P prompt, R response, T = P + R, V vocabulary."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Same = TypeVar("Same", bound="Record")
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
     """A record of tensors that share their first dimension."""
 
-    def select(self, indices: Tensor | slice) -> Self:
+    def select(self: Same, indices: Tensor | slice) -> Same:
         """The rows `indices` of every field."""
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v[indices] for k, v in chosen.items() if isinstance(v, Tensor)})
 
-    def to(self, device: torch.device) -> Self:
+    def to(self: Same, device: torch.device) -> Same:
         chosen = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device) for k, v in chosen.items() if isinstance(v, Tensor)})
 
@@ -71,7 +73,7 @@ class Rollout(Record):
         prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
         return torch.cat([prompt, self.mask], 1)
 
-    def trimmed(self) -> Self:
+    def trimmed(self) -> "Rollout":
         """The same rollouts without columns that are padding in every row."""
         width, longest = int(self.prompt_lengths.max()), int(self.lengths.max())
         return replace(

@@ -1,0 +1,124 @@
+"""The command line: what is refused, with which message and exit code; what composes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.config.compose import CONF, difference, flat, nested, plan
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import EvalConfig, _keys
+
+OPTIONS = [
+    f"{folder.name}={file.stem}"
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir()
+    for file in folder.glob("*.yaml")
+]
+
+
+def one(*overrides: str, command: str = "train"):
+    return plan(command, ["scale=mini", *overrides], multirun=False, config_dir=None).jobs[0]
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if not o.startswith("scale=")])
+def test_every_option_composes(option: str) -> None:
+    needed = {"critic=none": ["algo=grpo"], "reward=python": ["reward.fn=a:b"]}.get(option, [])
+    assert one(option, *needed)
+
+
+@pytest.mark.parametrize("scale", ["auto", "mini", "full"])
+@pytest.mark.parametrize("command", ["train", "eval", "sample", "data", "models"])
+def test_every_command_composes_at_every_scale(command: str, scale: str) -> None:
+    job = plan(command, [f"scale={scale}"], multirun=False, config_dir=None).jobs[0]
+    assert job.scale in ("mini", "full")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algo.epsilon=-1"], "greater than 0"),
+        (["+algo.epsilonn=1"], "Did you mean algo.epsilon?"),
+        (["algo=grpo", "algo.group_size=1"], "at least 2"),
+        (["rollout.batch_size=63"], "try rollout.batch_size=64"),
+        (["algo=grpo", "rollout.batch_size=60"], "algo.group_size=8"),
+        (["critic=none"], "needs a critic"),
+        (["data.min_words=9"], "above data.max_words"),
+        (["val.prompts=301"], "data.test=300"),
+        (["reward=python"], "reward.fn must be given"),
+        (["data.train=100"], "multiple of 3"),
+    ],
+)
+def test_contradictions_are_refused_with_the_fix(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("?", r"\?")):
+        one(*overrides)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["trian"],
+        ["train", "algo.epsilonn=1"],
+        ["train", "reward=robert"],
+        ["train", "-m", "algo.beta=0.1,-1"],
+        ["eval", "checkpoint=nowhere"],
+        ["train", "resume=nowhere"],
+    ],
+)
+def test_user_errors_exit_with_2_and_no_traceback(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(argv) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from rlhf_cli.cli import dispatch; dispatch(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "rlhf train --cfg job" in done.stdout
+    assert done.stdout.strip().endswith("False")
+
+
+def test_flat_and_nested_are_inverse() -> None:
+    values = {"a": {"b": {"c": 1}, "d": None}, "e": [1]}
+    assert nested(flat(values)) == values
+
+
+def test_only_some_keys_may_change_on_resume() -> None:
+    saved = {"steps": 10, "algo": {"beta": 0.1}, "val": {"every": 5}}
+    new = {"steps": 20, "algo": {"beta": 0.2}, "val": {"every": 1}}
+    assert difference(saved, new) == {"algo.beta": (0.1, 0.2)}
+
+
+def test_critic_defaults_to_the_actors_model_and_grpo_has_none() -> None:
+    assert one("actor=qwen_base").critic.name == "qwen_base"
+    assert one("algo=grpo").critic.name == "none"
+
+
+def test_a_sweep_is_expanded_and_checked() -> None:
+    jobs = plan("train", ["scale=mini", "algo.beta=0.1,0.2", "seed=1,2"], multirun=True, config_dir=None)
+    assert [(j.algo.beta, j.seed) for j in jobs.jobs] == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
+
+
+def test_every_key_is_commented() -> None:
+    for file in CONF.rglob("*.yaml"):
+        if file.parent.name in ("scale", "experiment"):
+            continue  # they set keys that are explained where they live
+        for line in file.read_text().split("\nhydra:")[0].splitlines():
+            key = line.split("#")[0].strip()
+            if key and not key.startswith("-") and key not in ("defaults:",) and not key.endswith(":"):
+                assert "#" in line, f"{file.name}: {line}"
+
+
+def test_every_key_is_read_somewhere() -> None:
+    code = "\n".join(p.read_text() for p in Path(CONF.parent / "rlhf_cli").rglob("*.py") if p.name != "schema.py")
+    schema = (CONF.parent / "rlhf_cli" / "config" / "schema.py").read_text()
+    for key in _keys(EvalConfig):
+        name = key.rpartition(".")[2].replace("lambda", "lam")
+        assert f".{name}" in code or f'"{name}"' in code or f"self.{name}" in schema, f"{key} is read by nothing"
+
+
+def test_miniature_scale_never_asks_the_hub() -> None:
+    assert one().data.source == "generated"
+    assert OmegaConf.load(CONF / "data" / "short_prefix.yaml").source == "imdb"
