@@ -128,7 +128,8 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     """`rlhf sample "This movie is" steps=1` -> `steps=1 prefixes=['This movie is']`."""
     takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"}
     takes_value |= {"--cfg", "-c", "--info", "-i"}
-    words, rest = [], []
+    words: list[str] = []
+    rest: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
         is_word = "=" not in word and not word.startswith(("-", "~", "+")) and before not in takes_value
         (words if is_word else rest).append(word)

@@ -68,7 +68,7 @@ def _expand(config: DictConfig, key: str) -> str:
 
 def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     """The checked config of one job: composed, or a saved run's with what was typed on top."""
-    plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+    plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     values: dict[str, Any] = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
@@ -77,7 +77,9 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     validate(values, schema)
     if schema is EvalConfig and values["checkpoint"] not in (None, "none"):
         folder = run_folder(values["checkpoint"])
-        return validate(_onto(saved_config(folder), values, overrides), schema)
+        saved = saved_config(folder)
+        saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
+        return validate(_onto(saved, values, overrides), schema)
     if command == "train" and values["resume"] not in (None, "auto"):
         return validate(_resumed(saved_config(Path(values["resume"])), values, overrides), schema)
     return validate(values, schema)

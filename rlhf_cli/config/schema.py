@@ -186,7 +186,7 @@ class Config(Section):
 class EvalConfig(Config):
     """`rlhf eval` and `rlhf sample`."""
 
-    checkpoint: str | None
+    checkpoint: str | None  # type: ignore[assignment]  # here the key names one, there it says how often
     prefixes: list[str]
 
 

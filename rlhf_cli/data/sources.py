@@ -128,7 +128,7 @@ def _decoded(raw: bytes, where: str) -> str:
 def _label(value: Any, where: str) -> Sentiment | None:
     if value is None or value == "":
         return None
-    names: dict[str, Sentiment] = {"0": "negative", "1": "positive"} | {name: name for name in SENTIMENTS}
+    names: dict[str, Sentiment] = {name: name for name in SENTIMENTS} | {"0": "negative", "1": "positive"}
     if str(value).lower() not in names:
         raise UserError(f"{where}: label {value!r} is unknown (allowed: 0, 1, {', '.join(SENTIMENTS)}, or none)")
     return names[str(value).lower()]

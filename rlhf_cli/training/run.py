@@ -105,7 +105,10 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
         print(text, flush=True)
 
     notify(first_line(config))
-    trainer, saved = load_trainer(checkpoint) if checkpoint else (None, {"step": 0})
+    trainer: dict[str, Any] | None = None
+    saved: dict[str, Any] = {"step": 0}
+    if checkpoint:
+        trainer, saved = load_trainer(checkpoint)
     start = int(saved["step"])
     lab = make_lab(
         config,
