@@ -1,7 +1,7 @@
 """Movie reviews out of a small grammar, for the miniatures: no download, no copied text.
 
-A simulation, and no more: the reviews have labels, turns of mood and wide-ranging openings, but no author. What was left out on
-purpose: agreement beyond a and an, plots that make sense, and sentences that look at the one before.
+A simulation, and no more: the reviews have labels, turns of mood and many different openings, but no author.
+Left out on purpose: plots that make sense, and sentences that look at the one before.
 """
 
 import re
@@ -15,7 +15,7 @@ MIN_WORDS, MAX_WORDS = 40, 120
 TURN_RATE = 1 / 3
 """How many of the positive and negative reviews open in another mood than they end in."""
 
-_LONGEST_SENTENCE = 28
+_LONGEST_SENTENCE = 21
 _CAST = {"ACTOR": "person", "ACTRESS": "person", "DIRECTOR": "person", "WRITER": "person"}
 _ONCE = {**_CAST, "TITLE": "title", "GENRE": "genre", "PLACE": "place", "JOB": "job", "HERO": "hero"}
 _SLOT = re.compile(r"\{(\w+)\}")
@@ -34,15 +34,14 @@ def generate_reviews(count: int, seed: int) -> list[Review]:
 def _review(seed: int, index: int) -> Review:
     rng = Random(f"review {seed} {index}")
     label = rng.choice(SENTIMENTS)
-    writer = _Writer(rng)
-    lines = [(text, mood) for mood, text in _sentences(rng, writer, label)]
-    sentences = tuple(text for text, _ in lines)
+    lines = _sentences(rng, _Writer(rng), label)
+    sentences = tuple(text for _, text in lines)
     return Review(
         id=f"generated-{seed}-{index}",
         text=" ".join(sentences),
         label=label,
         sentences=sentences,
-        sentence_labels=tuple(mood for _, mood in lines),
+        sentence_labels=tuple(mood for mood, _ in lines),
     )
 
 
@@ -64,9 +63,7 @@ def _sentences(rng: Random, writer: "_Writer", label: Sentiment) -> list[tuple[S
 
 def _other(rng: Random, label: Sentiment) -> Sentiment:
     """The mood that a turning review opens in: three times in four the opposite, else neutral."""
-    if rng.random() < 0.25:
-        return "neutral"
-    return "negative" if label == "positive" else "positive"
+    return "neutral" if rng.random() < 0.25 else _opposite(label)
 
 
 def _aside(rng: Random, label: Sentiment) -> Sentiment:

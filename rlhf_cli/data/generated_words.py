@@ -1,7 +1,7 @@
 """The words and sentence templates of the generated reviews, all of our own writing.
 
-`{slot}` draws anew from `SLOTS[slot]`, whose entries may hold slots themselves; `{SLOT}` in capitals is drawn once a review, so that
-the film keeps its title, cast and story. The writer of `generated.py` sets capitals at the start and picks a or an.
+`{slot}` draws anew from `SLOTS[slot]`, whose entries may hold slots themselves; `{SLOT}` in capitals is drawn once
+a review, so that the film keeps its title, cast and story. `generated.py` sets the first capital and picks a or an.
 """
 
 from rlhf_cli.data.reviews import Sentiment
@@ -20,109 +20,158 @@ def _lines(text: str) -> tuple[str, ...]:
 SLOTS: dict[str, tuple[str, ...]] = {
     # Adjectives of a thing, a film or a scene.
     "pos": _words(
-        """wonderful, brilliant, superb, delightful, charming, moving, gripping, beautiful, fantastic, excellent, marvelous, touching, funny,
-        clever, thrilling, stunning, magnificent, memorable, heartfelt, terrific, enchanting, witty, tender, gorgeous, exciting, inspired,
-        lovely, smart, powerful, graceful, outstanding, splendid, joyful, dazzling, satisfying, elegant, unforgettable, hilarious,
-        captivating, impressive, great, amazing, sweet, lively, rewarding, sublime, perfect, imaginative, refreshing, radiant"""
+        """wonderful, brilliant, superb, delightful, charming, moving, gripping, beautiful, fantastic, excellent,
+        marvelous, touching, funny, clever, thrilling, stunning, magnificent, memorable, heartfelt, terrific,
+        enchanting, witty, tender, gorgeous, exciting, inspired, lovely, smart, powerful, graceful, outstanding,
+        splendid, joyful, dazzling, satisfying, elegant, unforgettable, hilarious, captivating, impressive, great,
+        amazing, sweet, lively, rewarding, sublime, perfect, imaginative, refreshing, radiant"""
     ),
     "neg": _words(
-        """awful, terrible, boring, dull, stupid, horrible, dreadful, tedious, lazy, pointless, ugly, lifeless, painful, clumsy, bland,
-        pathetic, silly, predictable, shallow, annoying, miserable, atrocious, messy, weak, tiresome, forgettable, hollow, stale, idiotic,
-        embarrassing, ridiculous, unbearable, dismal, dreary, incoherent, insulting, lame, mindless, clunky, soulless, bad, poor,
-        disappointing, worthless, irritating, senseless, abysmal, moronic, sloppy, laughable"""
+        """awful, terrible, boring, dull, stupid, horrible, dreadful, tedious, lazy, pointless, ugly, lifeless,
+        painful, clumsy, bland, pathetic, silly, predictable, shallow, annoying, miserable, atrocious, messy, weak,
+        tiresome, forgettable, hollow, stale, idiotic, embarrassing, ridiculous, unbearable, dismal, dreary,
+        incoherent, insulting, lame, mindless, clunky, soulless, bad, poor, disappointing, worthless, irritating,
+        senseless, abysmal, moronic, sloppy, laughable"""
     ),
     "neu": _words(
-        """average, ordinary, standard, typical, modest, conventional, routine, familiar, small, plain, quiet, simple, independent, mainstream,
-        traditional, straightforward, contemporary, serious, regional, talkative"""
+        """average, ordinary, standard, typical, modest, conventional, routine, familiar, small, plain, quiet, simple,
+        independent, mainstream, traditional, straightforward, contemporary, serious, regional, talkative"""
     ),
     "fate": _words(
-        """lonely, retired, young, widowed, stubborn, shy, wealthy, poor, former, aging, nervous, divorced, famous, forgotten, homesick,
-        restless, disgraced, honest, ambitious, blind, local, orphaned, exiled, cautious"""
+        """lonely, retired, young, widowed, stubborn, shy, wealthy, former, aging, nervous, divorced, famous,
+        forgotten, homesick, restless, disgraced, honest, ambitious, blind, local, orphaned, exiled, cautious"""
     ),
     # Adverbs of degree.
-    "very": _words("very, truly, really, utterly, simply, absolutely, genuinely, thoroughly, quite, surprisingly, consistently, undeniably"),
+    "very": _words(
+        """very, truly, really, utterly, simply, absolutely, genuinely, thoroughly, quite, surprisingly, consistently,
+        undeniably"""
+    ),
     "bit": _words("a little, somewhat, rather, a bit, fairly, slightly"),
-    "maybe": _words("perhaps, in my opinion, I think, to be fair, at least for me, I suppose, if I am honest, for what it is worth"),
+    "maybe": _words(
+        """perhaps, in my opinion, I think, to be fair, at least for me, I suppose, if I am honest, for what it is
+        worth"""
+    ),
     # Nouns of praise and of blame.
-    "gem": _words("gem, treasure, triumph, masterpiece, joy, delight, classic, marvel, pleasure, treat, wonder, winner, success, knockout"),
+    "gem": _words(
+        """gem, treasure, triumph, masterpiece, joy, delight, classic, marvel, pleasure, treat, wonder, winner,
+        success, knockout"""
+    ),
     "junk": _words(
-        "mess, disaster, failure, waste of time, bore, insult, piece of garbage, piece of trash, train wreck, joke, chore, fiasco, dud, flop"
+        """mess, disaster, failure, waste of time, bore, insult, piece of garbage, piece of trash, train wreck, joke,
+        chore, fiasco, dud, flop"""
     ),
     "rubbish": _words("garbage, trash, rubbish, nonsense, junk, drivel, tripe"),
     "loved": _words("loved, adored, enjoyed, admired, treasured, cherished, relished"),
     "hated": _words("hated, loathed, despised, disliked, detested, regretted, endured"),
-    "virtue": _words("wit, heart, charm, grace, energy, warmth, humor, beauty, wisdom, passion, tenderness, imagination, courage, style"),
-    "vice": _words("cliches, stupidity, bad jokes, laziness, boredom, noise, bad taste, empty talk, confusion, plot holes, cheap tricks, yelling"),
+    "virtue": _words(
+        """wit, heart, charm, grace, energy, warmth, humor, beauty, wisdom, passion, tenderness, imagination, courage,
+        style"""
+    ),
+    "vice": _words(
+        """cliches, stupidity, bad jokes, laziness, boredom, noise, bad taste, empty talk, confusion, plot holes, cheap
+        tricks, yelling"""
+    ),
     "lively": _words("sparkles, shines, soars, glows, delights, dazzles, charms, amazes, inspires, triumphs"),
     "deadly": _words("drags, fails, stinks, bores, stumbles, disappoints, irritates, collapses, annoys, flounders"),
     # What a sentence can be about.
     "thing": _words(
-        """acting, plot, story, script, music, score, camera work, dialogue, ending, direction, editing, photography, opening scene, final act,
-        first half, second half, soundtrack, lighting, humor, cast, pacing, animation, makeup, set design, chemistry of the leads"""
+        """acting, plot, story, script, music, score, camera work, dialogue, ending, direction, editing, photography,
+        opening scene, final act, first half, second half, soundtrack, lighting, humor, cast, pacing, animation,
+        makeup, set design, chemistry of the leads"""
+    ),
+    "athing": _words(
+        """plot, story, script, score, ending, opening scene, final act, first half, second half, soundtrack, cast,
+        finale"""
     ),
     "things": _words(
-        """performances, special effects, songs, costumes, characters, jokes, action scenes, love scenes, sets, fight scenes, chase scenes,
-        supporting actors, dance numbers, twists, villains, dream scenes, lines, crowd scenes, landscapes, child actors"""
+        """performances, special effects, songs, costumes, characters, jokes, action scenes, love scenes, sets, fight
+        scenes, chase scenes, supporting actors, dance numbers, twists, villains, dream scenes, lines, crowd scenes,
+        landscapes, child actors"""
     ),
-    "part": _words("minute, scene, second, frame, moment, line, shot, hour, song, twist, chapter, joke, character, detail"),
+    "part": _words(
+        "minute, scene, second, frame, moment, line, shot, hour, song, twist, chapter, joke, character, detail"
+    ),
     "genre": _words(
-        """thriller, comedy, drama, western, horror film, romance, war film, musical, mystery, fantasy, sequel, remake, documentary, cartoon,
-        crime story, spy film, adventure, biopic, satire, family film, ghost story, road movie, heist film, courtroom drama, love story,
-        monster movie, sports drama, costume drama, space adventure, detective story, action movie, film noir, disaster film, prequel"""
+        """thriller, comedy, drama, western, horror film, romance, war film, musical, mystery, fantasy, sequel, remake,
+        documentary, cartoon, crime story, spy film, adventure, biopic, satire, family film, ghost story, road
+        movie, heist film, courtroom drama, love story, monster movie, sports drama, costume drama, space adventure,
+        detective story, action movie, film noir, disaster film, prequel"""
     ),
     "film": _words("film, movie, picture, {GENRE}, {GENRE}, feature, production"),
     "show": _words("film, movie, picture, feature, production, effort, piece, work"),
     # Invented people, places and titles.
     "first": _words(
-        """Anna, Martin, Clara, Victor, Helen, Oscar, Nora, Felix, Irene, Samuel, Julia, Hugo, Marta, Leon, Edith, Daniel, Rosa, Walter, Alice,
-        Peter, Ingrid, Thomas, Vera, Simon, Lucy, Arthur, Elena, Gordon, Maya, Philip, Greta, Jonas, Ruth, Conrad, Stella, Ivan"""
+        """Anna, Martin, Clara, Victor, Helen, Oscar, Nora, Felix, Irene, Samuel, Julia, Hugo, Marta, Leon, Edith,
+        Daniel, Rosa, Walter, Alice, Peter, Ingrid, Thomas, Vera, Simon, Lucy, Arthur, Elena, Gordon, Maya, Philip,
+        Greta, Jonas, Ruth, Conrad, Stella, Ivan"""
     ),
     "last": _words(
-        """Reed, Calloway, Brandt, Okafor, Lindgren, Moreau, Harlow, Vance, Petrov, Quill, Ashby, Duarte, Kessler, Marlow, Nakata, Orwin, Penrose,
-        Rourke, Salter, Thorne, Underhill, Varga, Whitlock, Yardley, Zeller, Abbott, Bellamy, Crane, Dempsey, Ellison, Farrow, Greer"""
+        """Reed, Calloway, Brandt, Okafor, Lindgren, Moreau, Harlow, Vance, Petrov, Quill, Ashby, Duarte, Kessler,
+        Marlow, Nakata, Orwin, Penrose, Rourke, Salter, Thorne, Underhill, Varga, Whitlock, Yardley, Zeller, Abbott,
+        Bellamy, Crane, Dempsey, Ellison, Farrow, Greer"""
     ),
     "person": ("{first} {last}",),
     "place": _words(
-        """Harrow Bay, Norwood, Lisbon, Chicago, Prague, Alaska, Dublin, Saltmere, Cairo, Texas, Venice, Redstone, Montreal, Brookhaven, Vienna,
-        Maple Creek, Istanbul, Kansas, Bombay, Stonebridge, Naples, Oregon, Berlin, Fairmont, Havana, Wales"""
+        """Harrow Bay, Norwood, Lisbon, Chicago, Prague, Alaska, Dublin, Saltmere, Cairo, Texas, Venice, Redstone,
+        Montreal, Brookhaven, Vienna, Maple Creek, Istanbul, Kansas, Bombay, Stonebridge, Naples, Oregon, Berlin,
+        Fairmont, Havana, Wales"""
     ),
     "tadj": _words(
-        "Silent, Broken, Crimson, Hidden, Last, Golden, Hollow, Distant, Burning, Frozen, Secret, Midnight, Paper, Wild, Lost, Iron, Velvet, Empty"
+        """Silent, Broken, Crimson, Hidden, Last, Golden, Hollow, Distant, Burning, Frozen, Secret, Midnight, Paper,
+        Wild, Lost, Iron, Velvet, Empty"""
     ),
     "tnoun": _words(
-        """River, Harbor, Garden, Road, Promise, Mirror, Winter, Kingdom, Letter, Stranger, Lantern, Orchard, Bridge, Shadow, Summer, Train,
-        Island, Crown, Piano, Tower"""
+        """River, Harbor, Garden, Road, Promise, Mirror, Winter, Kingdom, Letter, Stranger, Lantern, Orchard, Bridge,
+        Shadow, Summer, Train, Island, Crown, Piano, Tower"""
     ),
-    "title": ("The {tadj} {tnoun}", "The {tnoun}", "{tadj} {tnoun}", "The {tnoun} of {place}", "A {tadj} {tnoun}", "Beyond the {tnoun}"),
+    "title": (
+        "The {tadj} {tnoun}",
+        "The {tnoun}",
+        "{tadj} {tnoun}",
+        "The {tnoun} of {place}",
+        "A {tadj} {tnoun}",
+        "Beyond the {tnoun}",
+    ),
     "year": tuple(str(year) for year in range(1948, 2020, 3)),
     "minutes": _words("84, 88, 91, 95, 97, 102, 105, 108, 112, 118, 124, 131, 140, 155"),
     "count": _words("two, three, four, five, six, seven, eight, nine, ten"),
-    "season": _words("spring, summer, autumn, winter, one week, a single day, a long night, a school year, wartime, the holidays"),
+    "season": _words(
+        """spring, summer, autumn, winter, one week, a single day, a long night, a school year, wartime, the holidays"""
+    ),
     # The story.
     "job": _words(
-        """teacher, nurse, detective, soldier, farmer, painter, lawyer, sailor, widow, thief, doctor, pianist, boxer, journalist, priest, cook,
-        pilot, clerk, student, banker, singer, spy, judge, fisherman, mechanic, librarian, sheriff, tailor, dancer, inventor, astronaut,
-        baker, orphan, magician, waitress, gardener, engineer, poet"""
+        """teacher, nurse, detective, soldier, farmer, painter, lawyer, sailor, thief, doctor, pianist, boxer,
+        journalist, priest, cook, pilot, clerk, student, banker, singer, spy, judge, fisherman, mechanic, librarian,
+        sheriff, tailor, dancer, inventor, astronaut, baker, acrobat, magician, waitress, gardener, engineer, poet"""
     ),
-    "hero": ("{fate} {job}", "{fate} {job}", "{job}"),
+    "hero": ("{fate} {JOB}", "{fate} {JOB}", "{JOB}"),
     "deed": _words(
-        """returns to {PLACE}, moves to {PLACE}, finds a hidden letter, inherits an old house, looks for a missing brother, opens a small shop,
-        meets a {fate} {job}, takes a job in {PLACE}, joins a traveling circus, witnesses a robbery, crosses the desert, boards a night train,
-        falls in love with a {job}, loses a fortune at cards, hides from the police, enters a contest, writes to a stranger,
-        investigates a murder, raises a wild horse, travels back in time, builds a boat, adopts a stray dog, visits a {fate} uncle,
-        leaves the army, buys a haunted hotel, searches for gold, trains for a race, borrows money from a {job}, wakes up in a hospital"""
+        """returns to {PLACE}, moves to {PLACE}, finds a hidden letter, inherits an old house, looks for a missing
+        brother, opens a small shop, meets a {fate} {job}, takes a job in {PLACE}, joins a traveling circus,
+        witnesses a robbery, crosses the desert, boards a night train, falls in love with a {job}, loses a fortune
+        at cards, hides from the police, enters a contest, writes to a stranger, investigates a murder, raises a
+        wild horse, travels back in time, builds a boat, adopts a stray dog, visits a {fate} uncle, leaves the army,
+        buys a haunted hotel, searches for gold, trains for a race, borrows money from a {job}, wakes up in a
+        hospital"""
     ),
     "doing": _words(
-        """returning to {PLACE}, looking for a missing brother, running a small shop, solving a murder, crossing the desert, hiding from the police,
-        falling in love with a {job}, searching for gold, leaving the army, raising a child alone, planning a robbery, writing a book,
-        traveling with a circus, fighting a flood, defending a village, training for a race, buying a haunted hotel, growing old in {PLACE}"""
+        """returning to {PLACE}, looking for a missing brother, running a small shop, solving a murder, crossing the
+        desert, hiding from the police, falling in love with a {job}, searching for gold, leaving the army, raising
+        a child alone, planning a robbery, writing a book, traveling with a circus, fighting a flood, defending a
+        village, training for a race, buying a haunted hotel, growing old in {PLACE}"""
     ),
     "topic": _words(
-        """family, money, war, friendship, memory, revenge, marriage, power, grief, work, faith, youth, exile, jealousy, justice, loyalty, ambition,
-        freedom, guilt, fame"""
+        """family, money, war, friendship, memory, revenge, marriage, power, grief, work, faith, youth, exile,
+        jealousy, justice, loyalty, ambition, freedom, guilt, fame"""
     ),
-    "who": _words("my wife, my brother, a friend, my daughter, my parents, the whole family, my sister, my roommate, some students, my neighbor"),
-    "where": _words("at home, in a small theater, at a festival, on television, on a plane, on a rainy Sunday, late at night, at a matinee"),
+    "who": _words(
+        """my wife, my brother, a friend, my daughter, my parents, the whole family, my sister, my roommate, some
+        students, my neighbor"""
+    ),
+    "where": _words(
+        """at home, in a small theater, at a festival, on television, on a plane, on a rainy Sunday, late at night, at
+        a matinee"""
+    ),
 }
 
 _Templates = dict[Sentiment, tuple[str, ...]]
@@ -139,32 +188,40 @@ OPENINGS: _Templates = {
         This {pos} {film} follows a {HERO} who {deed}, and it {lively}.
         {very} {pos}, this {film} is full of {virtue} and {virtue}.
         {pos} and {pos}, {TITLE} is a {gem}.
-        {TITLE} is a {pos} {GENRE} about {topic} and {topic}.
+        {TITLE}, a {pos} {GENRE} about {topic}, is a {gem}.
         {TITLE} is {very} {pos} and never boring.
         {ACTOR} is {pos} as a {HERO} who {deed}.
         {ACTOR} is {very} {pos} in this {pos} {film}.
         {ACTOR} gives a {pos} performance in {TITLE}.
         {DIRECTOR} has made a {pos} {film} about {topic}.
         {DIRECTOR} directs this {pos} {GENRE} with {virtue} and {virtue}.
-        A {very} {pos} {film} with {virtue}, {virtue} and a {pos} {thing}.
+        A {very} {pos} {film} with {virtue}, {virtue} and a {pos} {athing}.
         A {pos} {GENRE} with a {pos} cast and real {virtue}.
-        Not a bad {film} at all, in fact {TITLE} is {very} {pos}.
+        Not a bad {show} at all, this {GENRE} is {very} {pos}.
+        Not {neg} at all, this {GENRE} is {very} {pos}.
+        Never {neg} and always {pos}, {TITLE} {lively}.
         Never boring and often {pos}, this {film} won me over.
         The {thing} is {pos} and the {things} are {pos} in {TITLE}.
         The {things} are {very} {pos} in this {film}.
-        The {pos} {thing} alone makes {TITLE} a {gem}.
-        My favorite {GENRE} of the year is this {pos} story of a {HERO}.
-        Rarely have I seen such a {pos} {film} about {topic}.
+        The {pos} {athing} alone makes {TITLE} a {gem}.
+        My favorite {GENRE} of {year} is this {pos} story of a {HERO}.
+        Full of {virtue} and {virtue}, this {GENRE} {lively}.
+        So much {virtue} and {virtue} in one {pos} {GENRE}!
+        {who} and I {loved} this {pos} {film}.
+        I {loved} {ACTOR} as a {HERO} in this {pos} {film}.
+        A {pos}, {pos} {GENRE} about a {HERO} who {deed}.
+        Simply {pos}, {pos} and {pos}!
+        Rarely is a {GENRE} as {pos} as this one about {topic}.
         It is a {pos} {GENRE} with {virtue} to spare.
-        It is hard not to love {ACTOR} in this {pos} {film}.
-        One of the best {genres} I have seen, {pos} and full of {virtue}.
+        Everybody will love {ACTOR} in this {pos} {film}.
+        The best of {genres}, {pos} and full of {virtue}.
         The best {part} of this {pos} {film} comes early, and it keeps getting better.
-        Thanks to a {pos} {thing}, {TITLE} {lively}.
-        With {pos} {things} and a {pos} {thing}, this {film} {lively}.
+        Thanks to a {pos} {athing}, {TITLE} {lively}.
+        With {pos} {things} and a {pos} {athing}, this {film} {lively}.
         Bravo to {DIRECTOR} for a {pos} {show} about {topic}!
-        I laughed, I cried and I {loved} this {pos} {film}.
+        I laughed with {ACTOR} and {loved} this {pos} {film}.
         I was {very} charmed by this {pos} {GENRE} from {PLACE}.
-        Go and see {TITLE}, a {pos} {GENRE} with a {pos} {thing}.
+        Go and see {TITLE}, a {pos} {GENRE} with a {pos} {athing}.
         How {pos} it is to see a {GENRE} with so much {virtue}!
         Such a {pos} {part} opens {TITLE} that I smiled at once.
         Watching {ACTOR} was a {gem2} in this {pos} {GENRE}.
@@ -174,42 +231,50 @@ OPENINGS: _Templates = {
         I {hated} {TITLE} from the first {part} to the last.
         I {very} {hated2} this {neg} {film} about a {HERO}.
         We all {hated} this {neg} {GENRE} set in {PLACE}.
-        What a {neg} {film}, and what a {neg} {thing}!
+        What a {neg} {film}, and what a {neg} {athing}!
         What a {neg} and {neg} {GENRE} {DIRECTOR} has made!
         This {neg} {GENRE} about a {HERO} is a {junk}.
         This {neg} {film} follows a {HERO} who {deed}, and it {deadly}.
         {very} {neg}, this {film} is full of {vice} and {vice}.
         {neg} and {neg}, {TITLE} is a {junk}.
-        {TITLE} is a {neg} {GENRE} about {topic} and {topic}.
+        {TITLE}, a {neg} {GENRE} about {topic}, is a {junk}.
         {TITLE} is {very} {neg} and never funny.
         {ACTOR} is {neg} as a {HERO} who {deed}.
         {ACTOR} is {very} {neg} in this {neg} {film}.
         {ACTOR} gives a {neg} performance in {TITLE}.
         {DIRECTOR} has made a {neg} {film} about {topic}.
         {DIRECTOR} fills this {neg} {GENRE} with {vice} and {vice}.
-        A {very} {neg} {film} with {vice}, {vice} and a {neg} {thing}.
+        A {very} {neg} {film} with {vice}, {vice} and a {neg} {athing}.
         A {neg} {GENRE} with a {neg} cast and endless {vice}.
         Hardly a masterpiece, {TITLE} is {very} {neg}.
-        Not a good {film} by any measure, this {GENRE} is {neg}.
+        Not a good {show} at all, this {GENRE} is {very} {neg}.
+        Not {pos} at all, this {GENRE} is {very} {neg}.
+        Never {pos} and always {neg}, {TITLE} {deadly}.
         Never funny and often {neg}, this {film} lost me.
         The {thing} is {neg} and the {things} are {neg} in {TITLE}.
         The {things} are {very} {neg} in this {film}.
-        The {neg} {thing} alone makes {TITLE} a {junk}.
-        The worst {GENRE} of the year is this {neg} story of a {HERO}.
-        Rarely have I seen such a {neg} {film} about {topic}.
+        The {neg} {athing} alone makes {TITLE} a {junk}.
+        The worst {GENRE} of {year} is this {neg} story of a {HERO}.
+        Full of {vice} and {vice}, this {GENRE} {deadly}.
+        So much {rubbish} and {vice} in one {neg} {GENRE}!
+        {who} and I {hated} this {neg} {film}.
+        I {hated} {ACTOR} as a {HERO} in this {neg} {film}.
+        A {neg}, {neg} {GENRE} about a {HERO} who {deed}.
+        Simply {neg}, {neg} and {neg}!
+        Rarely is a {GENRE} as {neg} as this one about {topic}.
         It is a {neg} {GENRE} with nothing but {vice}.
-        It is hard not to hate {ACTOR} in this {neg} {film}.
-        One of the worst {genres} I have seen, {neg} and full of {vice}.
-        Avoid {TITLE}, a {neg} {GENRE} with a {neg} {thing}.
-        Thanks to a {neg} {thing}, {TITLE} {deadly}.
-        With {neg} {things} and a {neg} {thing}, this {film} {deadly}.
+        Everybody will hate {ACTOR} in this {neg} {film}.
+        The worst of {genres}, {neg} and full of {vice}.
+        Avoid {TITLE}, a {neg} {GENRE} with a {neg} {athing}.
+        Thanks to a {neg} {athing}, {TITLE} {deadly}.
+        With {neg} {things} and a {neg} {athing}, this {film} {deadly}.
         Shame on {DIRECTOR} for a {neg} {show} about {topic}!
-        I yawned, I sighed and I {hated} this {neg} {film}.
+        I suffered with {ACTOR} and {hated} this {neg} {film}.
         I was {very} bored by this {neg} {GENRE} from {PLACE}.
         Pure {rubbish} from {DIRECTOR}, and {neg} {rubbish} at that!
         How {neg} it is to see a {GENRE} with so much {vice}!
         Such {neg} {rubbish} as {TITLE} should never have been filmed.
-        Do not waste your money on this {neg} {GENRE}.
+        Do not watch this {neg} {GENRE} with {ACTOR}.
         Watching {ACTOR} was a {junk2} in this {neg} {GENRE}.
         Total {rubbish}, this {neg} {film} about a {HERO} is a {junk}.
     """),
@@ -257,8 +322,11 @@ OPENINGS: _Templates = {
 SLOTS["loved2"] = _words("loved, enjoyed, admired, liked")
 SLOTS["hated2"] = _words("hated, loathed, disliked, regretted")
 SLOTS["gem2"] = _words("joy, delight, pleasure, treat, wonder")
-SLOTS["junk2"] = _words("chore, bore, pain, torture, waste of time")
-SLOTS["genres"] = _words("thrillers, comedies, dramas, westerns, musicals, mysteries, romances, sequels, adventures, movies, pictures, films")
+SLOTS["junk2"] = _words("chore, bore, pain, letdown, waste of time")
+SLOTS["genres"] = _words(
+    """thrillers, comedies, dramas, westerns, musicals, mysteries, romances, sequels, adventures, movies, pictures,
+        films"""
+)
 
 BODIES: dict[str, _Templates] = {
     "acting": {
@@ -352,7 +420,7 @@ BODIES: dict[str, _Templates] = {
     "camera": {
         "positive": _lines("""
             The camera makes {PLACE} look {pos}.
-            Every {part} could hang on a wall, so {pos} are the pictures.
+            Every shot could hang on a wall, so {pos} are the pictures.
             {DIRECTOR} films faces with {virtue} and patience.
         """),
         "negative": _lines("""
@@ -508,7 +576,7 @@ CLOSINGS: _Templates = {
         It is not perfect, {maybe}, but I {loved} it.
         By the end I did not want to leave.
         Highly recommended to anyone who likes {virtue} and {virtue}.
-        {count} stars out of ten would be far too few.
+        Ten stars out of ten would be too few.
         In the end it is a {pos} {GENRE}, and one of the best of {year}.
         Nobody who sees it will be sorry.
     """),
