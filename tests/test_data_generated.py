@@ -11,10 +11,10 @@ from rlhf_cli.data.generated_words import BODIES, CLOSINGS, OPENINGS, SLOTS, TUR
 from rlhf_cli.data.reviews import SENTIMENTS, Review
 
 PRAISE = {w for slot in ("pos", "loved", "gem", "virtue", "lively") for entry in SLOTS[slot] for w in entry.split()}
-PRAISE |= {"best", "favorite", "bravo", "charmed", "love", "liked"}
+PRAISE |= {"best", "favorite", "bravo", "charmed", "love", "liked", "laughed"}
 BLAME = {w for slot in ("neg", "hated", "rubbish", "deadly") for entry in SLOTS[slot] for w in entry.split()}
 BLAME |= {w for entry in SLOTS["vice"] + SLOTS["junk"] for w in entry.split()} - {"of", "piece", "train"}
-BLAME |= {"worst", "shame", "avoid", "bored", "hate", "suffered"}
+BLAME |= {"worst", "shame", "avoid", "bored", "hate", "suffered", "skip"}
 CUES = {"positive": PRAISE, "negative": BLAME}
 
 

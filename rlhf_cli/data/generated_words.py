@@ -95,7 +95,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
         """thriller, comedy, drama, western, horror film, romance, war film, musical, mystery, fantasy, sequel, remake,
         documentary, cartoon, crime story, spy film, adventure, biopic, satire, family film, ghost story, road
         movie, heist film, courtroom drama, love story, monster movie, sports drama, costume drama, space adventure,
-        detective story, action movie, film noir, disaster film, prequel"""
+        detective story, action movie, film noir, prison film, prequel"""
     ),
     "film": _words("film, movie, picture, {GENRE}, {GENRE}, feature, production"),
     "show": _words("film, movie, picture, feature, production, effort, piece, work"),
@@ -189,12 +189,12 @@ OPENINGS: _Templates = {
         {very} {pos}, this {film} is full of {virtue} and {virtue}.
         {pos} and {pos}, {TITLE} is a {gem}.
         {TITLE}, a {pos} {GENRE} about {topic}, is a {gem}.
-        {TITLE} is {very} {pos} and never boring.
+        Always {pos} and never boring, {TITLE} {lively}.
         {ACTOR} is {pos} as a {HERO} who {deed}.
-        {ACTOR} is {very} {pos} in this {pos} {film}.
+        {ACTOR} {lively} in this {pos} {film}.
         {ACTOR} gives a {pos} performance in {TITLE}.
         {DIRECTOR} has made a {pos} {film} about {topic}.
-        {DIRECTOR} directs this {pos} {GENRE} with {virtue} and {virtue}.
+        {DIRECTOR} directs {pos} {things} and {pos} jokes in this {GENRE}.
         A {very} {pos} {film} with {virtue}, {virtue} and a {pos} {athing}.
         A {pos} {GENRE} with a {pos} cast and real {virtue}.
         Not a bad {show} at all, this {GENRE} is {very} {pos}.
@@ -202,7 +202,7 @@ OPENINGS: _Templates = {
         Never {neg} and always {pos}, {TITLE} {lively}.
         Never boring and often {pos}, this {film} won me over.
         The {thing} is {pos} and the {things} are {pos} in {TITLE}.
-        The {things} are {very} {pos} in this {film}.
+        The {things} are {pos} in this {very} {pos} {film}.
         The {pos} {athing} alone makes {TITLE} a {gem}.
         My favorite {GENRE} of {year} is this {pos} story of a {HERO}.
         Full of {virtue} and {virtue}, this {GENRE} {lively}.
@@ -219,12 +219,12 @@ OPENINGS: _Templates = {
         Thanks to a {pos} {athing}, {TITLE} {lively}.
         With {pos} {things} and a {pos} {athing}, this {film} {lively}.
         Bravo to {DIRECTOR} for a {pos} {show} about {topic}!
-        I laughed with {ACTOR} and {loved} this {pos} {film}.
+        I laughed and {loved} {ACTOR} in this {pos} {film}.
         I was {very} charmed by this {pos} {GENRE} from {PLACE}.
-        Go and see {TITLE}, a {pos} {GENRE} with a {pos} {athing}.
+        See this {pos} {GENRE} for its {pos} {athing}.
         How {pos} it is to see a {GENRE} with so much {virtue}!
         Such a {pos} {part} opens {TITLE} that I smiled at once.
-        Watching {ACTOR} was a {gem2} in this {pos} {GENRE}.
+        What a {gem2} to watch {ACTOR} in this {pos} {GENRE}!
     """),
     "negative": _lines("""
         I {hated} every {part} of this {very} {neg} {film}.
@@ -238,12 +238,12 @@ OPENINGS: _Templates = {
         {very} {neg}, this {film} is full of {vice} and {vice}.
         {neg} and {neg}, {TITLE} is a {junk}.
         {TITLE}, a {neg} {GENRE} about {topic}, is a {junk}.
-        {TITLE} is {very} {neg} and never funny.
+        Always {neg} and never funny, {TITLE} {deadly}.
         {ACTOR} is {neg} as a {HERO} who {deed}.
-        {ACTOR} is {very} {neg} in this {neg} {film}.
+        {ACTOR} {deadly} in this {neg} {film}.
         {ACTOR} gives a {neg} performance in {TITLE}.
         {DIRECTOR} has made a {neg} {film} about {topic}.
-        {DIRECTOR} fills this {neg} {GENRE} with {vice} and {vice}.
+        {DIRECTOR} directs {neg} {things} and {neg} jokes in this {GENRE}.
         A {very} {neg} {film} with {vice}, {vice} and a {neg} {athing}.
         A {neg} {GENRE} with a {neg} cast and endless {vice}.
         Hardly a masterpiece, {TITLE} is {very} {neg}.
@@ -252,7 +252,7 @@ OPENINGS: _Templates = {
         Never {pos} and always {neg}, {TITLE} {deadly}.
         Never funny and often {neg}, this {film} lost me.
         The {thing} is {neg} and the {things} are {neg} in {TITLE}.
-        The {things} are {very} {neg} in this {film}.
+        The {things} are {neg} in this {very} {neg} {film}.
         The {neg} {athing} alone makes {TITLE} a {junk}.
         The worst {GENRE} of {year} is this {neg} story of a {HERO}.
         Full of {vice} and {vice}, this {GENRE} {deadly}.
@@ -274,8 +274,8 @@ OPENINGS: _Templates = {
         Pure {rubbish} from {DIRECTOR}, and {neg} {rubbish} at that!
         How {neg} it is to see a {GENRE} with so much {vice}!
         Such {neg} {rubbish} as {TITLE} should never have been filmed.
-        Do not watch this {neg} {GENRE} with {ACTOR}.
-        Watching {ACTOR} was a {junk2} in this {neg} {GENRE}.
+        Skip this {neg} {GENRE} with its {neg} {athing}.
+        What a {junk2} to watch {ACTOR} in this {neg} {GENRE}!
         Total {rubbish}, this {neg} {film} about a {HERO} is a {junk}.
     """),
     "neutral": _lines("""
