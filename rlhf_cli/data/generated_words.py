@@ -537,7 +537,7 @@ BODIES: dict[str, _Templates] = {
             It is about what you would expect from a {GENRE}.
             The {things} are fine, {maybe}, and no more than that.
             I have no strong feelings about the {thing}.
-            It was shown {where} in {place}.
+            It was shown in {place} with {count} other films.
         """),
     },
 }
