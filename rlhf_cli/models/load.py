@@ -69,7 +69,15 @@ def class_index(model: Any, name: str) -> int:
     return labels[name.lower()]
 
 
+def quiet() -> None:
+    """No progress bars of transformers between our lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _load(auto: Any, path: str, **options: Any) -> Any:
+    quiet()
     if Path(path).expanduser().is_dir():
         path = str(Path(path).expanduser())
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:

@@ -1,0 +1,110 @@
+"""Mini Qwen2 actors: a base model that knows reviews, an instruct model that continues them when asked."""
+
+import math
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rlhf_cli.data.prompts import Template
+from rlhf_cli.data.reviews import Review
+
+CHAT = Template(
+    "chat", "You are a helpful assistant.", "Continue the following movie review text.\nReview start:\n{prefix}"
+)
+IGNORED = -100
+
+
+def new_actor(vocabulary: int, pad: int) -> Any:
+    """About a million parameters."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=512,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=pad,
+        eos_token_id=pad,
+        pad_token_id=pad,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+Example = tuple[list[int], list[int]]
+"""(ids, labels)."""
+
+
+def documents(reviews: list[Review], tokenizer: Any, *, seed: int, width: int) -> list[Example]:
+    """Reviews that end in <|endoftext|>; one in ten in the chat format, so that the base knows of it."""
+    rng = random.Random(f"{seed}/documents")
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    examples = []
+    for review in reviews:
+        if rng.random() < 0.1:
+            examples.append(dialogue(review, tokenizer, rng, width=width, answer_only=False))
+        else:
+            ids = [*tokenizer(review.text, add_special_tokens=False)["input_ids"], end][:width]
+            examples.append((ids, ids))
+    return examples
+
+
+def dialogues(reviews: list[Review], tokenizer: Any, *, seed: int, width: int) -> list[Example]:
+    rng = random.Random(f"{seed}/dialogues")
+    return [dialogue(review, tokenizer, rng, width=width, answer_only=True) for review in reviews]
+
+
+def dialogue(review: Review, tokenizer: Any, rng: random.Random, *, width: int, answer_only: bool) -> Example:
+    """A prompt with the review's start, answered by the rest of its sentence and up to two more."""
+    words = review.text.split()
+    low, high = rng.choice([(4, 6), (10, 16)])
+    cut = min(rng.randint(low, high), len(words) - 1)
+    prompt = CHAT.ids(tokenizer, " ".join(words[:cut]))
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(words[cut:]))
+    answer = " ".join(sentences[: 2 + rng.randint(0, 1)])
+    ids = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    ids = [*ids[:44], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    whole = (prompt + ids)[:width]
+    labels = [IGNORED] * len(prompt) + ids if answer_only else list(whole)
+    return whole, labels[:width]
+
+
+def fit(
+    model: Any, examples: list[Example], *, steps: int, batch: int, lr: float, seed: int, tick: Callable[[], None]
+) -> None:
+    """Next-token training: AdamW, warm-up, cosine."""
+    rng = random.Random(f"{seed}/fit")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 15) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        loss = next_token_loss(model, rng.sample(examples, min(batch, len(examples))))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tick()
+    model.eval()
+
+
+def next_token_loss(model: Any, examples: list[Example]) -> torch.Tensor:
+    """Mean cross-entropy of the labelled tokens; the LM head runs on those only."""
+    width = max(len(ids) for ids, _ in examples)
+    ids = torch.tensor([row + [0] * (width - len(row)) for row, _ in examples])
+    labels = torch.tensor([row + [IGNORED] * (width - len(row)) for _, row in examples])
+    states = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # right padding: causal is enough
+    targets = labels[:, 1:]
+    wanted = targets != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(states[wanted]), targets[wanted])
+
+
+@torch.inference_mode()
+def perplexity(model: Any, examples: list[Example]) -> float:
+    return math.exp(float(next_token_loss(model, examples)))

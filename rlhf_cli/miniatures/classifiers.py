@@ -1,0 +1,127 @@
+"""Mini RoBERTa sentiment classifiers: one raised on snippets, a bigger one on whole reviews and their parts."""
+
+import math
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rlhf_cli.data.lexicon import vader_labels
+from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
+
+Labelled = tuple[str, Sentiment]
+
+
+def new_classifier(name: str, vocabulary: int) -> Any:
+    """id2label as in the hub models' configs; the order is theirs, users look classes up by name."""
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    large = name == "roberta_large"
+    size = 128 if large else 64
+    config = RobertaConfig(
+        vocab_size=vocabulary,
+        hidden_size=size,
+        num_hidden_layers=3 if large else 2,
+        num_attention_heads=4,
+        intermediate_size=4 * size,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=3,
+        id2label=dict(enumerate(SENTIMENTS)),
+        label2id={label: i for i, label in enumerate(SENTIMENTS)},
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+    )
+    return RobertaForSequenceClassification(config)
+
+
+def sentences_of(review: Review) -> list[Labelled]:
+    """Its sentences with the source's labels, or VADER's where the source labels whole reviews only."""
+    if review.sentences:
+        return list(zip(review.sentences, review.sentence_labels, strict=True))
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+", review.text) if s]
+    return list(zip(sentences, vader_labels(sentences), strict=True))
+
+
+def snippets(reviews: list[Review], *, seed: int) -> list[Labelled]:
+    """Single sentences and their first 4 to 16 words (as tweets are short)."""
+    rng = random.Random(f"{seed}/snippets")
+    texts = []
+    for review in reviews:
+        sentences = sentences_of(review)
+        for text, label in (sentences[0], rng.choice(sentences)):
+            texts += [(text, label), _opening(text, label, rng)]
+    return texts
+
+
+def whole_reviews(reviews: list[Review], *, seed: int) -> list[Labelled]:
+    """Whole reviews by their verdict, openings of some sentences by the last that is not neutral, short starts."""
+    rng = random.Random(f"{seed}/whole")
+    texts = []
+    for review in reviews:
+        sentences = sentences_of(review)
+        count = rng.randint(1, len(sentences))
+        verdict = review.label if review.sentences and review.label else _verdict(sentences)
+        part = sentences[:count]
+        texts += [
+            (review.text, verdict),
+            (" ".join(text for text, _ in part), _verdict(part)),
+            _opening(*sentences[0], rng),
+            _opening(*rng.choice(sentences), rng),
+        ]
+    return texts
+
+
+def _opening(text: str, label: Sentiment, rng: random.Random) -> Labelled:
+    """The first words of a sentence; VADER says whether its sentiment has shown by then."""
+    piece = " ".join(text.split()[: rng.choice([4, 5, 6, 10, 12, 14, 16])])
+    shown = vader_labels([piece])[0]
+    return piece, label if piece == text or shown == label else shown
+
+
+def _verdict(sentences: list[Labelled]) -> Sentiment:
+    """The later half decides; neutral where it says nothing."""
+    late = [label for _, label in sentences[-max(1, (len(sentences) + 1) // 2) :] if label != "neutral"]
+    return late[-1] if late else "neutral"
+
+
+def fit(
+    model: Any, tokenizer: Any, texts: list[Labelled], *, steps: int, batch: int, seed: int, tick: Callable[[], None]
+) -> None:
+    """AdamW, warm-up, cosine; batches of like lengths."""
+    rng = random.Random(f"{seed}/fit")
+    lr = 1.5e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    ids = tokenizer([text for text, _ in texts], truncation=True, max_length=200)["input_ids"]
+    labels = [SENTIMENTS.index(label) for _, label in texts]
+    model.train()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1, (step + 1) / 20) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        pool = sorted(rng.sample(range(len(ids)), min(4 * batch, len(ids))), key=lambda i: len(ids[i]))
+        at = rng.randrange(max(1, len(pool) - batch + 1))
+        chosen = pool[at : at + batch]
+        inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
+        loss = model(**inputs, labels=torch.tensor([labels[i] for i in chosen])).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        tick()
+    model.eval()
+
+
+@torch.inference_mode()
+def accuracy(model: Any, tokenizer: Any, texts: list[Labelled]) -> dict[str, float]:
+    """{"all": …, "negative": …, …}"""
+    right: dict[str, list[bool]] = {}
+    for at in range(0, len(texts), 64):
+        batch = texts[at : at + 64]
+        inputs = tokenizer([t for t, _ in batch], padding=True, truncation=True, max_length=512, return_tensors="pt")
+        for (_, label), best in zip(batch, model(**inputs).logits.argmax(1).tolist(), strict=True):
+            for key in ("all", label):
+                right.setdefault(key, []).append(SENTIMENTS[best] == label)
+    return {key: sum(values) / len(values) for key, values in right.items()}

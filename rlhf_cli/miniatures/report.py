@@ -1,0 +1,20 @@
+"""The miniatures as a table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def show(console: Any, rows: list[tuple[str, str]]) -> None:
+    """`rows`: (name, folder)."""
+    from rich.table import Table
+    from safetensors import safe_open
+
+    table = Table("name", "parameters", "on held-out text", "folder", title="miniatures")
+    for name, folder in rows:
+        with safe_open(Path(folder) / "model.safetensors", "pt") as file:
+            count = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
+        quality = json.loads((Path(folder) / "quality.json").read_text())
+        told = ", ".join(f"{key} {value:.3g}" for key, value in quality.items())
+        table.add_row(name, f"{count / 1e6:.2f} M", told, folder)
+    console.print(table)
