@@ -103,7 +103,7 @@ class _Writer:
         return _SLOT.sub(lambda slot: self._draw(slot[1], drawn), template)
 
     def _draw(self, slot: str, drawn: set[str]) -> str:
-        """A filling of `slot`; within one sentence no word of a list is drawn twice, nor one that the film has for itself."""
+        """A filling of `slot`: nothing twice within one sentence, and nothing that the film holds for itself."""
         if slot in _ONCE:
             if slot not in self.film:
                 self.film[slot] = self._pick(_ONCE[slot], set(self.film.values()))
