@@ -6,6 +6,8 @@ from typing import Any
 
 @dataclass
 class FixedKL:
+    """beta stays what it is."""
+
     value: float
 
     def update(self, kl: float, n: int) -> None:
@@ -19,15 +21,23 @@ class FixedKL:
 
 
 @dataclass
-class AdaptiveKL(FixedKL):
-    """Proportional control in log space (Ziegler et al. 2019, section 2.2): error clipped to ±0.2.
+class AdaptiveKL:
+    """Proportional control in log space (Ziegler et al. 2019, sec. 2.2): beta follows a target KL.
 
-    `kl` is the sequence KL in nats, `n` the rollouts it was measured on, `horizon` in rollouts.
+    `target` is a sequence KL in nats; `horizon` counts rollouts: how many it takes to correct an error of 1.
     """
 
+    value: float
     target: float
     horizon: int
 
     def update(self, kl: float, n: int) -> None:
+        """`kl` was measured over `n` rollouts. The error is clipped to ±0.2, so one wild batch cannot run away."""
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n / self.horizon
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = float(state["value"])

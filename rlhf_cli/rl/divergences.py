@@ -1,18 +1,35 @@
-"""KL estimators, the full KL and entropy."""
+"""Log-probabilities, KL estimators, the full KL and entropy."""
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+
+
+def select_logprobs(
+    logits: Float[Tensor, "*shape V"], labels: Int[Tensor, "*shape"], *, temperature: float = 1.0
+) -> Float[Tensor, "*shape"]:
+    """log softmax(logits / temperature) at the labels: the log-prob under the distribution that was sampled from."""
+    return (logits / temperature).log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1)
 
 
 def kl_estimate(
     logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"], *, estimator: str
 ) -> Float[Tensor, "*shape"]:
-    """Estimates of KL(π ‖ π_ref) from tokens sampled by π (Schulman 2020, "Approximating KL divergence").
+    """Per-token estimates of KL(π ‖ π_ref) from tokens that π sampled (Schulman 2020, "Approximating KL divergence").
 
-    With l = log π − log π_ref:  k1 = l (unbiased, may be negative);  k2 = l²/2 (biased, low variance);
-    k3 = exp(−l) − 1 + l (unbiased, never negative; without its −1 the value is 1 too high).
-    As a LOSS differentiated through π: k1's gradient has mean 0, k2's is the unbiased gradient of the KL,
-    k3's is that of the reverse direction's KL(π_ref ‖ π) to first order: biased.
+    With l = log π − log π_ref:
+
+        k1 = l                  unbiased; may be negative, high variance
+        k2 = l²/2               biased, low variance
+        k3 = exp(−l) − 1 + l    unbiased, never negative (without its −1: right gradient, value 1 too high)
+        abs = |l|               a distance some peers offer; estimates no KL
+
+    A good value is not a good gradient. Differentiated through π as a LOSS, in expectation over π:
+    k1 gives E[∇log π] = 0, pure noise;  k2 gives E[l ∇log π] = ∇KL(π ‖ π_ref), the right one;
+    k3 gives E[(1 − π_ref/π) ∇log π] = ∇KL(π_ref ‖ π), the other direction's: biased as a gradient of this KL.
+    See `losses.kl_loss`. As a REWARD nothing flows through, and k1 and k3 are right.
+
+    Nothing is clamped (as in TRL; verl, OpenRLHF and NeMo-RL cut at ±10): what is logged is what happened.
+    Raises ValueError for another estimator; the exact KL needs logits: `full_kl`.
     """
     log_ratio = logprobs - ref_logprobs
     match estimator:
@@ -21,21 +38,31 @@ def kl_estimate(
         case "k2":
             return log_ratio.square() / 2
         case "k3":
-            return (-log_ratio).exp() - 1 + log_ratio
-    raise ValueError(f"estimator={estimator!r}: k1, k2 or k3")
+            # expm1: near l = 0, exp(−l) − 1 + l would lose all its digits
+            return (-log_ratio).expm1() + log_ratio
+        case "abs":
+            return log_ratio.abs()
+    raise ValueError(f"estimator={estimator!r}: k1, k2, k3 or abs")
 
 
 def full_kl(
     logits: Float[Tensor, "*shape V"], ref_logits: Float[Tensor, "*shape V"], *, direction: str = "policy_ref"
 ) -> Float[Tensor, "*shape"]:
-    """Exact KL over the vocabulary: policy_ref is KL(π ‖ π_ref), ref_policy is KL(π_ref ‖ π)."""
+    """Σ_v p (log p − log q), the KL over the whole vocabulary at each position, in nats.
+
+    policy_ref is KL(π ‖ π_ref), ref_policy is KL(π_ref ‖ π). Value and gradient are exact at each position; give
+    `ref_logits` without gradient. Raises ValueError for another direction.
+    """
     p, q = logits.log_softmax(-1), ref_logits.log_softmax(-1)
-    if direction == "ref_policy":
-        p, q = q, p
-    return (p.exp() * (p - q)).sum(-1)
+    match direction:
+        case "policy_ref":
+            return (p.exp() * (p - q)).sum(-1)
+        case "ref_policy":
+            return (q.exp() * (q - p)).sum(-1)
+    raise ValueError(f"direction={direction!r}: policy_ref or ref_policy")
 
 
 def entropy(logits: Float[Tensor, "*shape V"]) -> Float[Tensor, "*shape"]:
-    """−Σ p log p of the softmax."""
+    """−Σ_v p log p of the softmax at each position, in nats."""
     p = logits.log_softmax(-1)
     return -(p.exp() * p).sum(-1)
