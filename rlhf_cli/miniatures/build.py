@@ -134,7 +134,7 @@ def _classifier(
     return {f"accuracy {key}": value for key, value in scores.items()}
 
 
-class _progress:  # noqa: N801
+class _progress:
     """`with _progress(name, steps) as tick`: a bar on a terminal, one line elsewhere."""
 
     def __init__(self, name: str, steps: int) -> None:

@@ -68,7 +68,7 @@ def roberta_tokenizer(texts: list[str]) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(
-        sep=("</s>", tokenizer.token_to_id("</s>")), cls=("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False
+        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False
     )
     return RobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=512)
 
