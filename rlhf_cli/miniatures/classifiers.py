@@ -20,7 +20,13 @@ def new_classifier(name: str, vocabulary: int) -> Any:
 
     large = name == "roberta_large"
     size = 128 if large else 64
+    options: dict[str, Any] = {
+        "num_labels": 3,
+        "id2label": dict(enumerate(SENTIMENTS)),
+        "label2id": {label: i for i, label in enumerate(SENTIMENTS)},
+    }
     config = RobertaConfig(
+        **options,
         vocab_size=vocabulary,
         hidden_size=size,
         num_hidden_layers=3 if large else 2,
@@ -28,9 +34,6 @@ def new_classifier(name: str, vocabulary: int) -> Any:
         intermediate_size=4 * size,
         max_position_embeddings=514,
         type_vocab_size=1,
-        num_labels=3,
-        id2label=dict(enumerate(SENTIMENTS)),
-        label2id={label: i for i, label in enumerate(SENTIMENTS)},
         bos_token_id=0,
         pad_token_id=1,
         eos_token_id=2,

@@ -67,8 +67,9 @@ def roberta_tokenizer(texts: list[str]) -> Any:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    special: Any = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
     tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", tokenizer.token_to_id("</s>")), ("<s>", tokenizer.token_to_id("<s>")), add_prefix_space=False
+        ("</s>", special["</s>"]), ("<s>", special["<s>"]), add_prefix_space=False
     )
     return RobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=512)
 
