@@ -25,6 +25,7 @@ SINGLETON = "a group of one: advantage 0 here, since one reward says nothing of 
 PAST_THE_END = "TRL puts the score one token past the end and bootstraps there; here it is on the last response token"
 UNCLAMPED = "this peer clamps its KL estimates; here what happened is what is logged, as in TRL and torchtune"
 CLAMPED = "log-ratios beyond ±20 are clamped here, as in verl and OpenRLHF; this peer lets them through"
+HOLES = "a masked token inside a response is skipped here, as in verl and NeMo-RL; OpenRLHF discounts across it"
 NO_RETURN_TO_GO = "NeMo-RL's REINFORCE++ has no reward-to-go"
 LEAVE_ONE_OUT = "NeMo-RL's GRPO takes a leave-one-out baseline and std; here the group's mean, as in the paper"
 
@@ -57,6 +58,9 @@ def peer(params: Params) -> str:
 
 
 def gae_plain(x: Inputs, p: Params) -> Outputs:
+    holes = bool((x["mask"][:, 1:] > x["mask"][:, :-1]).any())
+    if holes and "openrlhf" in peer(p):
+        raise NotImplementedError(HOLES)
     advantages, returns = gae(x["rewards"], x["values"], x["mask"], gamma=p["gamma"], lam=p["lam"])
     return {"advantages": advantages, "returns": returns}
 
@@ -67,8 +71,10 @@ def gae_whitened(x: Inputs, p: Params) -> Outputs:
 
 
 def whitening(p: Params) -> dict[str, Any]:
-    """ddof and eps of the case; OpenRLHF floors the variance at eps instead of adding it."""
-    return {"ddof": p.get("ddof", 1), "eps": p.get("eps", 1e-8), "floor": "openrlhf" in peer(p)}
+    """ddof and eps of the case; OpenRLHF and NeMo-RL floor the variance at eps where they take ddof 0."""
+    ddof = p.get("ddof", 1)
+    floor = ddof == 0 and ("openrlhf" in peer(p) or "nemo" in peer(p))
+    return {"ddof": ddof, "eps": p.get("eps", 1e-8), "floor": floor}
 
 
 def trl_ppo_rollout_block(x: Inputs, p: Params) -> Outputs:
@@ -92,7 +98,7 @@ def grpo_advantage(x: Inputs, p: Params) -> Outputs:
 
 
 def refuse_singletons(group: Tensor, p: Params) -> None:
-    gives_zero = "nemo" in peer(p) or "vectorized" in peer(p)
+    gives_zero = "nemo" in peer(p) or "rloo_vectorized" in peer(p)
     if bool((group.unique(return_counts=True)[1] == 1).any()) and not gives_zero:
         raise NotImplementedError(SINGLETON)
 

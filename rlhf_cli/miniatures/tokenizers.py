@@ -25,7 +25,7 @@ CHAT_TEMPLATE = (
 def qwen_tokenizer(texts: list[str], *, eos: str) -> Any:
     """A Qwen2 tokenizer trained on the texts."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import Qwen2TokenizerFast
+    from transformers import Qwen2TokenizerFast  # type: ignore[attr-defined]
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
