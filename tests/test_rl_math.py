@@ -270,6 +270,36 @@ def test_policy_gradients_against_finite_differences(options: dict[str, Any]) ->
     assert torch.autograd.gradcheck(loss, fixed.clone().requires_grad_())
 
 
+@pytest.mark.parametrize("high", [None, 0.5])
+def test_the_clipped_loss_against_its_cases_written_out(high: float | None) -> None:
+    """An independent formula: the branches of the clip table, token by token, with no min and no clamp."""
+    old, advantages = randn(6, 5) - 0.5 * randn(6, 5, seed=3), randn(6, 5, seed=4)
+    logprobs, again = (randn(6, 5).requires_grad_() for _ in range(2))
+    expected = torch.zeros((), dtype=torch.float64)
+    top = 1.2 if high is None else 1 + high
+    for b, length in enumerate(LENGTHS.tolist()):
+        for t in range(length):
+            rho, advantage = (again[b, t] - old[b, t]).exp(), advantages[b, t]
+            if advantage > 0 and rho > top:
+                rho = torch.tensor(top, dtype=torch.float64)
+            if advantage < 0 and rho < 0.8:
+                rho = torch.tensor(0.8, dtype=torch.float64)
+            expected = expected - rho * advantage / length / 6
+    loss, _ = policy_loss(
+        logprobs,
+        old,
+        advantages,
+        MASK,
+        surrogate="clip",
+        epsilon=0.2,
+        epsilon_high=high,
+        aggregation="sequence_mean",
+        total=6.0,
+    )
+    close(loss.detach(), expected.detach())
+    close(torch.autograd.grad(loss, logprobs)[0], torch.autograd.grad(expected, again)[0])
+
+
 # --- value loss ---------------------------------------------------------------------------------------------------
 
 
@@ -338,7 +368,7 @@ def test_micro_batches_add_up(how: str, size: int) -> None:
     for at in range(0, 6, size):
         part = losses_of(split, how, slice(at, at + size))
         part.backward()
-        parts += float(part)
+        parts += float(part.detach())
     assert whole.grad is not None
     assert split.grad is not None
     close(loss.detach(), parts)
@@ -478,10 +508,10 @@ def test_k3_is_accurate_near_0() -> None:
 
 
 def test_entropy_and_logprobs() -> None:
-    close(entropy(torch.zeros(2, 8, dtype=torch.float64)), torch.full((2,), math.log(8)))
+    close(entropy(torch.zeros(2, 8, dtype=torch.float64)), torch.full((2,), math.log(8), dtype=torch.float64))
     logits, labels = rows([0, math.log(4.0)]), torch.tensor([1])
-    close(select_logprobs(logits, labels), torch.tensor([math.log(0.8)]))
-    close(select_logprobs(logits, labels, temperature=0.5), torch.tensor([math.log(16 / 17)]))
+    close(select_logprobs(logits, labels), rows([math.log(0.8)])[0])
+    close(select_logprobs(logits, labels, temperature=0.5), rows([math.log(16 / 17)])[0])
     assert torch.autograd.gradcheck(entropy, randn(2, 5).requires_grad_())
     assert torch.autograd.gradcheck(lambda x: full_kl(x, randn(2, 5, seed=1)), randn(2, 5).requires_grad_())
 
