@@ -148,7 +148,7 @@ def test_group_advantages_by_hand() -> None:
 
 
 def test_a_small_spread_in_float16_does_not_blow_up() -> None:
-    scores = torch.tensor([0.5, 0.5, 0.5, 0.50049], dtype=torch.float16)
+    scores = torch.tensor([0, 0, 0, 1e-4], dtype=torch.float16)  # its square is below float16's smallest number
     assert group_advantages(scores, torch.zeros(4).long(), scale="std").abs().max() < 2
 
 
@@ -498,6 +498,16 @@ def test_the_penalty_of_ppo_kl_is_exact_in_value_and_gradient(direction: str) ->
     exact = full_kl(OLD, logits) if direction == "old_policy" else full_kl(logits, OLD)
     close(total.detach(), exact.detach())
     close(torch.autograd.grad(total, logits)[0], torch.autograd.grad(exact, logits)[0])
+
+
+@pytest.mark.parametrize(("estimator", "edge"), [("k1", 10.0), ("k2", 10.0), ("k3", 10.0)])
+def test_a_limit_cuts_value_and_gradient(estimator: str, edge: float) -> None:
+    logprobs = torch.tensor([-500.0, 500.0, 1.0]).requires_grad_()
+    plain = kl_estimate(logprobs, torch.zeros(3), estimator=estimator)
+    cut = kl_estimate(logprobs, torch.zeros(3), estimator=estimator, limit=edge)
+    assert cut.abs().tolist()[:2] == [edge, edge]
+    close(cut[2].detach(), float(plain[2]), 1e-6)
+    assert torch.autograd.grad(cut.sum(), logprobs)[0][:2].tolist() == [0, 0]
 
 
 def test_k3_is_accurate_near_0() -> None:

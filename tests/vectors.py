@@ -23,7 +23,6 @@ Outputs = dict[str, Tensor]
 
 SINGLETON = "a group of one: advantage 0 here, since one reward says nothing of its rank; this peer keeps the raw score"
 PAST_THE_END = "TRL puts the score one token past the end and bootstraps there; here it is on the last response token"
-UNCLAMPED = "this peer clamps its KL estimates; here what happened is what is logged, as in TRL and torchtune"
 CLAMPED = "log-ratios beyond ±20 are clamped here, as in verl and OpenRLHF; this peer lets them through"
 HOLES = "a masked token inside a response is skipped here, as in verl and NeMo-RL; OpenRLHF discounts across it"
 NO_RETURN_TO_GO = "NeMo-RL's REINFORCE++ has no reward-to-go"
@@ -297,28 +296,24 @@ ESTIMATORS = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 def kl(x: Inputs, p: Params) -> Outputs:
     logprobs = x["logprobs"].requires_grad_()
-    values = estimate_as_peers(logprobs, x["ref_logprobs"], x.get("mask"), p)
+    values = estimate_as_peers(logprobs, x["ref_logprobs"], p)
     return {"kl": values.detach(), "grad_logprobs": torch.autograd.grad(values.sum(), logprobs)[0]}
 
 
-def estimate_as_peers(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor | None, p: Params) -> Tensor:
-    """The estimate, refused where the peer's clamps (±20 on the log-ratio, ±10 on the result) would show."""
+def estimate_as_peers(logprobs: Tensor, ref_logprobs: Tensor, p: Params) -> Tensor:
+    """The estimate, cut at ±10 where the peer cuts it."""
     estimator = ESTIMATORS.get(p["estimator"], p["estimator"])
     if estimator not in ("k1", "k2", "k3", "abs"):
         raise NotImplementedError(f"no KL estimator {estimator!r} here")
-    values = kl_estimate(logprobs, ref_logprobs, estimator=estimator)
     clamps = (estimator == "k3" and "verl" in peer(p)) or any(name in peer(p) for name in ("openrlhf", "nemo"))
-    outside = (values.abs() > 10) | ((logprobs - ref_logprobs).abs() > 20)
-    if clamps and bool((outside if mask is None else outside & mask.bool()).any()):
-        raise NotImplementedError(UNCLAMPED)
-    return values
+    return kl_estimate(logprobs, ref_logprobs, estimator=estimator, limit=10.0 if clamps else None)
 
 
 def kl_reward(x: Inputs, p: Params) -> Outputs:
     scores = x["scores"].clamp(*p["score_clip"]) if p.get("score_clip") else x["scores"]
     # the KL of this group is verl's, whatever peer placed it
     verl = p | {"source": {"repo": "verl"}}
-    values = estimate_as_peers(x["logprobs"], x["ref_logprobs"], x["mask"], verl)
+    values = estimate_as_peers(x["logprobs"], x["ref_logprobs"], verl)
     return {"rewards": token_rewards(scores, values, x["mask"], beta=p["kl_coef"])}
 
 

@@ -1,5 +1,6 @@
 """Log-probabilities, KL estimators, the full KL and entropy."""
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -12,7 +13,11 @@ def select_logprobs(
 
 
 def kl_estimate(
-    logprobs: Float[Tensor, "*shape"], ref_logprobs: Float[Tensor, "*shape"], *, estimator: str
+    logprobs: Float[Tensor, "*shape"],
+    ref_logprobs: Float[Tensor, "*shape"],
+    *,
+    estimator: str,
+    limit: float | None = None,
 ) -> Float[Tensor, "*shape"]:
     """Per-token estimates of KL(π ‖ π_ref) from tokens that π sampled (Schulman 2020, "Approximating KL divergence").
 
@@ -28,10 +33,15 @@ def kl_estimate(
     k3 gives E[(1 − π_ref/π) ∇log π] = ∇KL(π_ref ‖ π), the other direction's: biased as a gradient of this KL.
     See `losses.kl_loss`. As a REWARD nothing flows through, and k1 and k3 are right.
 
-    Nothing is clamped (as in TRL; verl, OpenRLHF and NeMo-RL cut at ±10): what is logged is what happened.
+    Nothing is clamped by default, as in TRL: what is logged is what happened. `limit` ≥ 1 cuts values at ±limit, and
+    the gradient beyond: ±10 in verl (k3), OpenRLHF and NeMo-RL (all), against one token that blows up a loss.
     Raises ValueError for another estimator; the exact KL needs logits: `full_kl`.
     """
     log_ratio = logprobs - ref_logprobs
+    if limit is not None:
+        # past 2·limit each estimate is past ±limit: no value changes, but exp stays finite in the backward pass
+        values = kl_estimate(log_ratio.clamp(-2 * limit, 2 * limit), torch.zeros_like(log_ratio), estimator=estimator)
+        return values.clamp(-limit, limit)
     match estimator:
         case "k1":
             return log_ratio
