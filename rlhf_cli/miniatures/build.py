@@ -24,7 +24,7 @@ class Recipe:
     held_out: int = 200
     base_steps: int = 220
     instruct_steps: int = 120
-    classifier_steps: int = 350
+    classifier_steps: int = 500
     batch: int = 32
     width: int = 128
 
