@@ -4,28 +4,38 @@ import hashlib
 import json
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
 from rlhf_cli.data.sources import identity, load_reviews
 
-VERSION = 1
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from rich.console import Console
+
+VERSION = 2
 """Raise it when the builder's result changes: old cache entries are then left alone."""
 
 Label = Callable[[list[str]], list[Sentiment]]
 
 
 def cut(reviews: list[Review], *, min_words: int, max_words: int, seed: int) -> list[dict[str, Any]]:
-    """The first n words of each review, n drawn from (seed, review id); too short reviews are left out."""
+    """The first n words of each review, n drawn from (seed, review id) so that some of the review is left over.
+
+    Reviews of `min_words` or fewer are left out, and so is a prefix seen before (in any case).
+    """
     rows, seen = [], set()
     for review in reviews:
         words = review.text.split()
-        count = random.Random(f"{seed}/{review.id}").randint(min_words, max_words)
+        if len(words) <= min_words:
+            continue
+        count = random.Random(f"{seed}/{review.id}").randint(min_words, min(max_words, len(words) - 1))
         prefix = " ".join(words[:count])
-        if len(words) > count and prefix.lower() not in seen:
+        if prefix.lower() not in seen:
             seen.add(prefix.lower())
             rows.append({"prefix": prefix, "review": review.id, "words": count})
     return rows
@@ -41,32 +51,61 @@ def build_prefixes(
     label: Label,
     seed: int,
 ) -> dict[str, list[dict[str, Any]]]:
-    """{"train": rows, "test": rows}: 1:1:1 by class, no prefix twice, no review in both."""
+    """{"train": rows, "test": rows}: 1:1:1 by class, no prefix twice, no review in both, shuffled."""
+    for name, number in (("train", train), ("test", test)):
+        if number < 3 or number % 3:
+            raise UserError(f"data.{name}={number}: a third of it is of each class, so give 3 or a multiple of 3")
     rows = cut(reviews, min_words=min_words, max_words=max_words, seed=seed)
     classes = label([row["prefix"] for row in rows])
     for row, name in zip(rows, classes, strict=True):
         row["class"] = name
     random.Random(f"{seed}/shuffle").shuffle(rows)
-    splits: dict[str, list[dict[str, Any]]] = {"test": [], "train": []}
-    side: dict[str, str] = {}
-    room = {(split, c): n // 3 for split, n in (("test", test), ("train", train)) for c in SENTIMENTS}
-    for row in rows:  # a review's first prefix decides the side of all its prefixes
-        sides = [side[row["review"]]] if row["review"] in side else ["test", "train"]
-        for split in sides:
-            if room[split, row["class"]]:
-                room[split, row["class"]] -= 1
-                side[row["review"]] = split
-                splits[split].append(row)
-                break
-    if any(room.values()):
-        counts = {c: sum(row["class"] == c for row in rows) for c in SENTIMENTS}
-        listed = ", ".join(f"{n} {c}" for c, n in counts.items())
-        raise UserError(
-            f"too few prefixes of a class: {listed}; needed {(train + test) // 3} of each.\n"
-            "  Ask for fewer (data.train=, data.test=), or take more reviews (data.source=), "
-            "or another labeler (data.labeler=roberta_large|roberta_base|vader)"
-        )
+    splits = split(rows, train=train, test=test)
+    if sum(map(len, splits.values())) < train + test:  # scarce: fewer reviews in the test split, more of each used
+        splits = split(_review_by_review(rows), train=train, test=test)
+        for name, chosen in splits.items():
+            random.Random(f"{seed}/{name}").shuffle(chosen)
+    _check_enough(rows, splits, train=train, test=test)
     return splits
+
+
+def split(rows: list[dict[str, Any]], *, train: int, test: int) -> dict[str, list[dict[str, Any]]]:
+    """Fill both splits in the order of `rows`; the first prefix of a review decides the side of all its prefixes."""
+    splits: dict[str, list[dict[str, Any]]] = {"test": [], "train": []}
+    room = {(name, c): n // 3 for name, n in (("test", test), ("train", train)) for c in SENTIMENTS}
+    side: dict[str, str] = {}
+    for row in rows:
+        sides = [side[row["review"]]] if row["review"] in side else ["test", "train"]
+        for name in sides:
+            if room[name, row["class"]]:
+                room[name, row["class"]] -= 1
+                side[row["review"]] = name
+                splits[name].append(row)
+                break
+    return splits
+
+
+def _review_by_review(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    first = {row["review"]: i for i, row in reversed(list(enumerate(rows)))}
+    return sorted(rows, key=lambda row: first[row["review"]])
+
+
+def _check_enough(
+    rows: list[dict[str, Any]], splits: dict[str, list[dict[str, Any]]], *, train: int, test: int
+) -> None:
+    if len(splits["train"]) == train and len(splits["test"]) == test:
+        return
+    found = Counter(row["class"] for row in rows)
+    usable = Counter(row["class"] for chosen in splits.values() for row in chosen)
+    needed = (train + test) // 3
+    listed = ", ".join(f"{found[c]} {c}" for c in SENTIMENTS)
+    short = " and ".join(f"{usable[c]} {c}" for c in SENTIMENTS if usable[c] < needed)
+    raise UserError(
+        f"too few prefixes of a class: there are {listed}; needed: {needed} of each (a third of train + test).\n"
+        f"  With no review in both splits, only {short} can be used.\n"
+        "  Ask for fewer (data.train=, data.test=), or take more reviews (data.source=), "
+        "or another labeler (data.labeler=roberta_large|roberta_base|vader)"
+    )
 
 
 def load_prefixes(
@@ -80,7 +119,7 @@ def load_prefixes(
     labeler: str,
     label: Label,
     cache_dir: Path,
-) -> Any:
+) -> "DatasetDict":
     """A `datasets.DatasetDict`, cached under a fingerprint of all that shaped it. `label` runs on a miss only."""
     shaped_by = [VERSION, identity(source), min_words, max_words, train, test, seed, labeler]
     fingerprint = hashlib.sha256(json.dumps(shaped_by).encode()).hexdigest()[:16]
@@ -111,7 +150,7 @@ def load_prefixes(
     return dataset
 
 
-def show(dataset: Any, console: Any) -> None:
+def show(dataset: "DatasetDict", console: "Console") -> None:
     """Counts a class and a split, a histogram of lengths, examples."""
     from rich.table import Table
     from rich.text import Text

@@ -2,18 +2,35 @@
 
 import csv
 import gzip
+import hashlib
+import io
 import json
 import os
+import random
 import re
 import socket
+import threading
+import urllib.request
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
 
+VERSION = 2
+"""Raise it when a source's reviews change: what was made of the old ones is then made anew."""
+
 GENERATED_COUNT = 9000
+IMDB = "stanfordnlp/imdb"
+ACL_IMDB: dict[tuple[str, str], Sentiment] = {
+    ("train", "neg"): "negative",
+    ("train", "pos"): "positive",
+    ("test", "neg"): "negative",
+    ("test", "pos"): "positive",
+}
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
 
 
@@ -23,91 +40,113 @@ def clean(text: str) -> str:
 
 
 def load_reviews(source: str, *, seed: int = 0, limit: int | None = None) -> list[Review]:
-    """Every review of a source: `imdb`, `generated`, a file (.jsonl, .jsonl.gz, .csv, .parquet) or a folder."""
+    """Every review of a source: `imdb`, `generated`, a file (.jsonl, .jsonl.gz, .csv, .parquet) or a folder.
+
+    `limit` keeps at most so many, in an order drawn from `seed`. Raises UserError where the source cannot be read.
+    """
     if source == "generated":
         from rlhf_cli.data.generated import generate_reviews
 
-        return generate_reviews(limit or GENERATED_COUNT, seed)
-    if source == "imdb":
-        reviews = _imdb()
-    else:
-        path = Path(source).expanduser()
-        if path.is_dir():
-            reviews = list(_folder(path))
-        elif path.is_file():
-            reviews = list(_file(path))
-        else:
-            raise UserError(
-                f"data.source={source}: no such file or folder "
-                f"(allowed: imdb, generated, a {', '.join(ENDINGS)} file, or a folder of them or of aclImdb)"
-            )
+        return generate_reviews(GENERATED_COUNT if limit is None else limit, seed)
+    reviews = _imdb() if source == "imdb" else list(_local(source))
     if not reviews:
         raise UserError(f"data.source={source}: there is no review in it")
-    return reviews[:limit]
+    return reviews if limit is None else _some(reviews, limit, seed)
 
 
 def identity(source: str) -> str:
-    """What a cache entry hangs on: the name of a source, and for files their sizes and times of change."""
+    """What a cache entry hangs on: for files their sizes and times of change, for generated reviews the generator."""
     path = Path(source).expanduser()
-    if source in ("imdb", "generated") or not path.exists():
-        return source
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return json.dumps([[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
+    if source == "generated":
+        code = b"".join(
+            Path(__file__).with_name(f"{name}.py").read_bytes() for name in ("generated", "generated_words")
+        )
+        return json.dumps([VERSION, source, GENERATED_COUNT, hashlib.sha256(code).hexdigest()])
+    if source == "imdb" or not path.exists():
+        return json.dumps([VERSION, source])
+    files = [path] if path.is_file() else _read_in(path)
+    return json.dumps([VERSION, *([str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files)])
 
 
-def _folder(path: Path) -> Iterator[Review]:
-    if any((path / split / "pos").is_dir() for split in ("train", "test")):
+def _some(reviews: list[Review], limit: int, seed: int) -> list[Review]:
+    """At most `limit`, not the first ones: sources are often sorted by label. Passages of a review stay neighbours."""
+    passages: dict[str, list[Review]] = {}
+    for review in reviews:
+        passages.setdefault(review.id, []).append(review)
+    order = list(passages)
+    random.Random(f"{seed}/some").shuffle(order)
+    return [review for name in order for review in passages[name]][:limit]
+
+
+def _local(source: str) -> Iterator[Review]:
+    path = Path(source).expanduser()
+    if path.is_file():
+        yield from _file(path)
+    elif not path.is_dir():
+        raise UserError(
+            f"data.source={source}: no such file or folder "
+            f"(allowed: imdb, generated, a {', '.join(ENDINGS)} file, or a folder of them or of aclImdb)"
+        )
+    elif _is_acl_imdb(path):
         yield from _acl_imdb(path)
-        return
-    files = sorted(p for p in path.iterdir() if p.name.endswith(ENDINGS))
-    if not files:
-        raise UserError(f"data.source={path}: neither aclImdb (train|test/pos|neg/*.txt) nor any {', '.join(ENDINGS)}")
-    for file in files:
-        yield from _file(file)
+    else:
+        files = _read_in(path)
+        if not files:
+            allowed = ", ".join(ENDINGS)
+            raise UserError(f"data.source={source}: neither aclImdb (train|test/pos|neg/*.txt) nor any {allowed}")
+        for file in files:
+            yield from _file(file)
 
 
-def _acl_imdb(path: Path) -> Iterator[Review]:
-    labels: tuple[tuple[str, Sentiment], ...] = (("neg", "negative"), ("pos", "positive"))
-    for split in ("train", "test"):
-        for name, label in labels:
-            for file in sorted((path / split / name).glob("*.txt")):
-                text = clean(_decoded(file.read_bytes(), str(file)))
-                if text:
-                    yield Review(f"{split}/{name}/{file.stem}", text, label)
+def _read_in(folder: Path) -> list[Path]:
+    """The files of a folder that reviews are read from; a README is none."""
+    if _is_acl_imdb(folder):
+        return [file for split, side in ACL_IMDB for file in sorted((folder / split / side).glob("*.txt"))]
+    return sorted(path for path in folder.iterdir() if path.name.endswith(ENDINGS))
+
+
+def _is_acl_imdb(folder: Path) -> bool:
+    return any((folder / split / side).is_dir() for split, side in ACL_IMDB)
+
+
+def _acl_imdb(folder: Path) -> Iterator[Review]:
+    for file in _read_in(folder):
+        split, side = file.parts[-3:-1]
+        text = clean(_decoded(_bytes(file), file))
+        if not text:
+            raise UserError(f"{file}: the text is empty")
+        yield Review(f"{split}/{side}/{file.stem}", text, ACL_IMDB[split, side])
 
 
 def _file(path: Path) -> Iterator[Review]:
-    rows = _rows(path)
-    for number, row in rows:
+    for number, row in _rows(path):
         where = f"{path}, row {number}"
         if not isinstance(row, dict) or "text" not in row:
-            columns = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise UserError(f"{where}: there is no column 'text' (it has: {columns}); needed: text, and label if known")
+            columns = ", ".join(map(str, row)) if isinstance(row, dict) else f"none, but a {type(row).__name__}"
+            raise UserError(
+                f"{where}: there is no column 'text' (there are: {columns}); needed: text, and label if known"
+            )
         text = row["text"]
-        if not isinstance(text, str) or not clean(text):
+        if text is not None and not isinstance(text, str):
+            raise UserError(f"{where}: the text is a {type(text).__name__}, not a string")
+        if not text or not clean(text):
             raise UserError(f"{where}: the text is empty")
-        review = str(row.get("review") or f"{path.name}:{number}")
-        yield Review(review, clean(text), _label(row.get("label"), where))
+        name = row.get("review")
+        yield Review(
+            f"{path.name}:{number}" if name in (None, "") else str(name), clean(text), _label(row.get("label"), where)
+        )
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if path.name.endswith(".parquet"):
-        import pyarrow.parquet
-
-        try:
-            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
-        except Exception as error:
-            raise UserError(f"{path} cannot be read as parquet: {error}") from None
-        return
+    """Each row and its number: a line's number in text files (a CSV's header is row 1), else counted from 1."""
     if not path.name.endswith(ENDINGS):
         raise UserError(f"data.source={path}: unknown format (allowed: {', '.join(ENDINGS)})")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    text = _decoded(raw, str(path))
+    if path.name.endswith(".parquet"):
+        yield from enumerate(_parquet(path), 1)
+        return
+    text = _decoded(_bytes(path), path)
     if path.name.endswith(".csv"):
-        yield from enumerate(csv.DictReader(text.splitlines(keepends=True)), 1)
+        yield from _csv(text, path)
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
@@ -117,41 +156,53 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
                 raise UserError(f"{path}, row {number}: not JSON ({error})") from None
 
 
-def _decoded(raw: bytes, where: str) -> str:
+def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        return raw.decode("utf-8")
+        yield from enumerate(reader, 2)
+    except csv.Error as error:
+        raise UserError(f"{path}, row {reader.line_num + 1}: not CSV ({error})") from None
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as parquet: {error}") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        raw = path.read_bytes()
+        return gzip.decompress(raw) if path.name.endswith(".gz") else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+    try:
+        return raw.decode("utf-8").removeprefix("\ufeff")  # spreadsheets put a byte-order mark before the header
     except UnicodeDecodeError as error:
         row = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{where}, row {row}: not UTF-8 (save the file as UTF-8)") from None
+        raise UserError(f"{path}, row {row}: not UTF-8 (save the file as UTF-8)") from None
 
 
 def _label(value: Any, where: str) -> Sentiment | None:
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # pandas writes a missing label as NaN
         return None
     names: dict[str, Sentiment] = {name: name for name in SENTIMENTS} | {"0": "negative", "1": "positive"}
-    if str(value).lower() not in names:
+    if isinstance(value, float) and value.is_integer():  # and the others of that column as 0.0 and 1.0
+        value = int(value)
+    name = str(value).strip().lower()
+    if name not in names:
         raise UserError(f"{where}: label {value!r} is unknown (allowed: 0, 1, {', '.join(SENTIMENTS)}, or none)")
-    return names[str(value).lower()]
+    return names[name]
 
 
 def _imdb() -> list[Review]:
-    from datasets import load_dataset
-
-    if not _reachable():
-        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-        import datasets
-
-        datasets.config.HF_HUB_OFFLINE = True
-    try:
-        splits = {name: load_dataset("stanfordnlp/imdb", split=name) for name in ("train", "test")}
-    except Exception as error:
-        raise UserError(
-            "stanfordnlp/imdb is not on this machine and could not be fetched "
-            f"({type(error).__name__}).\n"
-            "  Fetch it where there is a network: hf download --repo-type dataset stanfordnlp/imdb\n"
-            "  or give your own reviews: data.source=<file or folder>\n"
-            "  or use the generated ones: data.source=generated (or scale=mini)"
-        ) from None
+    splits = _imdb_fetched_before() or _imdb_from_hub()
     return [
         Review(f"{name}/{i}", clean(row["text"]), _label(row["label"], f"imdb {name} {i}"))
         for name, rows in splits.items()
@@ -159,11 +210,58 @@ def _imdb() -> list[Review]:
     ]
 
 
-def _reachable() -> bool:
+def _imdb_fetched_before() -> dict[str, Any] | None:
+    """What `hf download` left in the hub's cache: `load_dataset` does not look there without a network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(IMDB, repo_type="dataset", local_files_only=True))
+    except Exception:
+        return None
+    files = {name: sorted(folder.rglob(f"{name}-*.parquet")) for name in ("train", "test")}
+    if not all(files.values()):
+        return None
+    return {name: [row for path in paths for row in _parquet(path)] for name, paths in files.items()}
+
+
+def _imdb_from_hub() -> dict[str, Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not _reachable()  # then a copy in its own cache will do
+    try:
+        return {name: datasets.load_dataset(IMDB, split=name) for name in ("train", "test")}
+    except Exception as error:
+        raise UserError(
+            f"{IMDB} is not on this machine and could not be fetched ({type(error).__name__}).\n"
+            f"  Fetch it where there is a network: hf download --repo-type dataset {IMDB}\n"
+            "  or give your own reviews: data.source=<file or folder>\n"
+            "  or use the generated ones: data.source=generated (or scale=mini)"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = offline
+
+
+def _reachable(timeout: float = 3.0) -> bool:
+    """Whether the hub, or the proxy on the way to it, takes a connection within `timeout` seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
-    try:
-        with socket.create_connection(("huggingface.co", 443), timeout=3):
-            return True
-    except OSError:
-        return False
+    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxy = urllib.request.getproxies().get(hub.scheme)
+    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else hub
+    answered = threading.Event()
+
+    def connect() -> None:
+        try:
+            port = url.port or (443 if url.scheme == "https" else 80)
+            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    # in a thread, since looking up a name heeds no timeout
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answered.is_set()
