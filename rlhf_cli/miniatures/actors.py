@@ -10,6 +10,7 @@ import torch
 
 from rlhf_cli.data.prompts import Template
 from rlhf_cli.data.reviews import Review
+from rlhf_cli.miniatures.optimize import descend
 
 CHAT = Template(
     "chat", "You are a helpful assistant.", "Continue the following movie review text.\nReview start:\n{prefix}"
@@ -61,14 +62,17 @@ def dialogues(reviews: list[Review], tokenizer: Any, *, seed: int, width: int) -
 
 
 def dialogue(review: Review, tokenizer: Any, rng: random.Random, *, width: int, answer_only: bool) -> Example:
-    """A prompt with the review's start, answered by the rest of its sentence and up to two more."""
+    """A prompt with the review's start, answered by the rest of its sentence and up to two more.
+
+    The answer keeps its leading space: a small vocabulary holds few words without one.
+    """
     words = review.text.split()
     low, high = rng.choice([(4, 6), (10, 16)])
     cut = min(rng.randint(low, high), len(words) - 1)
     prompt = CHAT.ids(tokenizer, " ".join(words[:cut]))
     sentences = re.split(r"(?<=[.!?])\s+", " ".join(words[cut:]))
     answer = " ".join(sentences[: 2 + rng.randint(0, 1)])
-    ids = list(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    ids = list(tokenizer(" " + answer, add_special_tokens=False)["input_ids"])
     ids = [*ids[:44], tokenizer.convert_tokens_to_ids("<|im_end|>")]
     whole = (prompt + ids)[:width]
     labels = [IGNORED] * len(prompt) + ids if answer_only else list(whole)
@@ -78,20 +82,13 @@ def dialogue(review: Review, tokenizer: Any, rng: random.Random, *, width: int, 
 def fit(
     model: Any, examples: list[Example], *, steps: int, batch: int, lr: float, seed: int, tick: Callable[[], None]
 ) -> None:
-    """Next-token training: AdamW, warm-up, cosine."""
+    """Next-token training."""
     rng = random.Random(f"{seed}/fit")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
-    model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 15) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
-        loss = next_token_loss(model, rng.sample(examples, min(batch, len(examples))))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tick()
-    model.eval()
+
+    def loss() -> torch.Tensor:
+        return next_token_loss(model, rng.sample(examples, min(batch, len(examples))))
+
+    descend(model, loss, steps=steps, lr=lr, tick=tick)
 
 
 def next_token_loss(model: Any, examples: list[Example]) -> torch.Tensor:

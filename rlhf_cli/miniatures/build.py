@@ -12,7 +12,7 @@ from rlhf_cli.data.reviews import Review
 from rlhf_cli.data.sources import identity, load_reviews
 
 MINIATURES = ("qwen_base", "qwen_instruct", "roberta_base", "roberta_large")
-VERSION = 1
+VERSION = 2
 """Raise it when a recipe changes what it makes."""
 
 
@@ -22,10 +22,11 @@ class Recipe:
 
     reviews: int = 9000
     held_out: int = 200
-    base_steps: int = 220
+    base_steps: int = 350
     instruct_steps: int = 120
-    classifier_steps: int = 500
-    batch: int = 32
+    classifier_steps: int = 300
+    batch: int = 16
+    classifier_batch: int = 32
     width: int = 128
 
 
@@ -92,7 +93,7 @@ def _actor(
     if name == "qwen_base":
         tokenizer = qwen_tokenizer([review.text for review in train], eos=END)
         model = actors.new_actor(len(tokenizer), tokenizer.convert_tokens_to_ids(END))
-        make, steps, lr = actors.documents, recipe.base_steps, 4e-3
+        make, steps, lr = actors.documents, recipe.base_steps, 5e-3
         generation: dict[str, Any] = {"eos_token_id": tokenizer.convert_tokens_to_ids(END)}
     else:
         tokenizer = load(home / "qwen_base")
@@ -125,9 +126,9 @@ def _classifier(
     tokenizer = roberta_tokenizer([review.text for review in train])
     model = classifiers.new_classifier(name, len(tokenizer))
     steps = recipe.classifier_steps
-    texts = make(train[: steps * recipe.batch], seed=seed)
+    texts = make(train, seed=seed)
     with _progress(name, steps) as tick:
-        classifiers.fit(model, tokenizer, texts, steps=steps, batch=recipe.batch, seed=seed, tick=tick)
+        classifiers.fit(model, tokenizer, texts, steps=steps, batch=recipe.classifier_batch, seed=seed, tick=tick)
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
     scores = classifiers.accuracy(model, tokenizer, make(test, seed=seed + 1))

@@ -1,6 +1,5 @@
 """Mini RoBERTa sentiment classifiers: one raised on snippets, a bigger one on whole reviews and their parts."""
 
-import math
 import random
 import re
 from collections.abc import Callable
@@ -10,8 +9,10 @@ import torch
 
 from rlhf_cli.data.lexicon import vader_labels
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
+from rlhf_cli.miniatures.optimize import descend
 
 Labelled = tuple[str, Sentiment]
+LEARNING_RATE = 2e-3
 
 
 def new_classifier(name: str, vocabulary: int) -> Any:
@@ -92,27 +93,19 @@ def _verdict(sentences: list[Labelled]) -> Sentiment:
 def fit(
     model: Any, tokenizer: Any, texts: list[Labelled], *, steps: int, batch: int, seed: int, tick: Callable[[], None]
 ) -> None:
-    """AdamW, warm-up, cosine; batches of like lengths."""
+    """Cross-entropy on batches of like lengths."""
     rng = random.Random(f"{seed}/fit")
-    lr = 1.5e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     ids = tokenizer([text for text, _ in texts], truncation=True, max_length=200)["input_ids"]
     labels = [SENTIMENTS.index(label) for _, label in texts]
-    model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * min(1, (step + 1) / 20) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    def loss() -> torch.Tensor:
         pool = sorted(rng.sample(range(len(ids)), min(4 * batch, len(ids))), key=lambda i: len(ids[i]))
         at = rng.randrange(max(1, len(pool) - batch + 1))
         chosen = pool[at : at + batch]
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
-        loss = model(**inputs, labels=torch.tensor([labels[i] for i in chosen])).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        tick()
-    model.eval()
+        return model(**inputs, labels=torch.tensor([labels[i] for i in chosen])).loss
+
+    descend(model, loss, steps=steps, lr=LEARNING_RATE, tick=tick)
 
 
 @torch.inference_mode()
