@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rlhf_cli import __version__
 from rlhf_cli.config.errors import UserError
@@ -120,8 +122,29 @@ def _hydra(command: str, argv: list[str]) -> int:
 
     sys.argv = [f"rlhf {command}", *argv]
     task = import_module(f"rlhf_cli.commands.{command}").run
+    if "--multirun" not in argv:
+        task, failure = _quiet(task)
+    else:
+        failure = []
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
+    if failure:
+        raise failure[0]
     return 0
+
+
+def _quiet(task: Callable[..., Any]) -> tuple[Callable[..., Any], list[BaseException]]:
+    """The task, and where its exception lands: Hydra would print a line of overrides above our message."""
+    failure: list[BaseException] = []
+
+    @wraps(task)
+    def quiet(cfg: Any) -> Any:
+        try:
+            return task(cfg)
+        except BaseException as error:
+            failure.append(error)
+            return None
+
+    return quiet, failure
 
 
 def _positional(command: str, argv: list[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from rlhf_cli.config.errors import UserError
 
@@ -31,6 +31,9 @@ class Reward(Section):
     fn: str | None
 
 
+LABELERS = ("roberta_large", "roberta_base", "vader")
+
+
 class Data(Section):
     name: str
     source: str
@@ -38,8 +41,15 @@ class Data(Section):
     max_words: int = Count
     train: int = Field(ge=3, multiple_of=3)
     test: int = Field(ge=3, multiple_of=3)
-    labeler: Literal["roberta_large", "roberta_base", "vader"]
+    labeler: str
     seed: int = CountOrZero
+
+    @field_validator("labeler")
+    @classmethod
+    def _known_labeler(cls, labeler: str) -> str:
+        if labeler in LABELERS or "/" in labeler:
+            return labeler
+        raise ValueError(f"data.labeler={labeler}: allowed are {', '.join(LABELERS)}, a model folder or a hub id")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -90,6 +90,12 @@ def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str
     return miniature_path(model.name, config, notify)
 
 
+def critic_path(config: Config, actor: str, notify: Callable[[str], None]) -> str:
+    """The critic's model; one named as the actor follows it to the folder that was typed for the actor."""
+    follows = config.critic.path is None and config.critic.name == config.actor.name
+    return actor if follows else model_path(config.critic, config, notify)
+
+
 def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
     from rlhf_cli.miniatures.build import miniature
 
@@ -170,8 +176,10 @@ LABELERS = {
 
 
 def labeler_path(config: Config, notify: Callable[[str], None]) -> str:
-    model = Model(name=config.data.labeler, hub=LABELERS[config.data.labeler], path=None)
-    return model_path(model, config, notify)
+    labeler = config.data.labeler
+    if labeler not in LABELERS:
+        return labeler
+    return model_path(Model(name=labeler, hub=LABELERS[labeler], path=None), config, notify)
 
 
 def make_lab(
@@ -189,13 +197,14 @@ def make_lab(
     reference = load_actor(base, device=where.device, dtype=where.dtype).requires_grad_(False)
     value_model = None
     if config.algo.needs_critic:
-        value_model = load_critic(critic or model_path(config.critic, config, notify), device=where.device)
+        value_model = load_critic(critic or critic_path(config, base, notify), device=where.device)
         if critic:
             _restore_head(value_model, critic)
     if config.optim.gradient_checkpointing:
         for model in (policy, value_model):
             if model is not None:
-                model.gradient_checkpointing_enable()
+                # its new name since transformers 5.23
+                getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     ends = eos_ids(policy, tokenizer)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     pad = pad_id(tokenizer, ends)
