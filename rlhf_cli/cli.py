@@ -176,6 +176,16 @@ def _hydra_message(error: Exception) -> str:
         from rlhf_cli.config.schema import EvalConfig, unknown_key
 
         return unknown_key(match[1], EvalConfig)
+    match = re.search(
+        r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
+    )
+    if match:
+        group, wrong, options = match[1], match[2], match[3].split()
+        from difflib import get_close_matches
+
+        near = get_close_matches(wrong, options, n=1)
+        hint = f" Did you mean {group}={near[0]}?" if near else ""
+        return f"{group}={wrong}: there is no such option.{hint} Allowed: {', '.join(options)}"
     return text.strip() or str(error.__cause__ or type(error).__name__)
 
 
