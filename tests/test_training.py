@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wbread
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures import build
@@ -61,6 +62,24 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:
     assert actor.generate(**ids, max_new_tokens=4).shape[1] > ids["input_ids"].shape[1]
     assert actor.dtype == torch.float32
     assert train(tmp_path) == 2  # the folder holds a run
+
+
+def test_the_wandb_files_of_a_run_hold_its_metrics_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    assert train(tmp_path, "tracking=offline") == 0
+    wandb.teardown()  # finish() returns before the file is complete
+    [file] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    stored = wbread.read(file)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [row["_step"] for row in stored["history"]] == [line.pop("step") for line in lines] == [0, 1, 2, 3]
+    assert [{k: v for k, v in row.items() if k[0] != "_" and k != "samples"} for row in stored["history"]] == lines
+    assert stored["config"]["algo"]["lambda"] == 0.95
+    tables = [json.loads(t.read_text()) for t in tmp_path.glob("wandb/offline-run-*/files/media/table/*.table.json")]
+    rows = sorted(row for table in tables for row in table["data"])
+    samples = read_jsonl(tmp_path / "samples.jsonl")
+    assert rows == sorted([s["step"], s["prompt"], s["response"], s["score"], s["class"]] for s in samples)
 
 
 @pytest.mark.parametrize("algo", ["ppo", "grpo"])
