@@ -106,7 +106,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
 def test_resume_refuses_another_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path) == 0
     assert dispatch(["train", f"resume={tmp_path}", "algo.beta=0.5"]) == 2
-    assert "algo.beta: 0.05 -> 0.5" in capsys.readouterr().err
+    assert "algo.beta: 0.03 -> 0.5" in capsys.readouterr().err
 
 
 def test_micro_batches_change_nothing(tmp_path: Path) -> None:
