@@ -126,13 +126,16 @@ def _classifier(
     tokenizer = roberta_tokenizer([review.text for review in train])
     model = classifiers.new_classifier(name, len(tokenizer))
     steps = recipe.classifier_steps
-    texts = make(train, seed=seed)
+    examples = make(train, seed=seed)
     with _progress(name, steps) as tick:
-        classifiers.fit(model, tokenizer, texts, steps=steps, batch=recipe.classifier_batch, seed=seed, tick=tick)
+        classifiers.fit(model, tokenizer, examples, steps=steps, batch=recipe.classifier_batch, seed=seed, tick=tick)
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
-    scores = classifiers.accuracy(model, tokenizer, make(test, seed=seed + 1))
-    return {f"accuracy {key}": value for key, value in scores.items()}
+    tests = {"snippets": classifiers.snippets, "reviews": classifiers.whole_reviews}
+    return {
+        f"accuracy on {kind}": classifiers.accuracy(model, tokenizer, texts(test, seed=seed + 1))
+        for kind, texts in tests.items()
+    }
 
 
 class _progress:
