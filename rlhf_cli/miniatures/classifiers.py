@@ -1,8 +1,10 @@
 """Mini RoBERTa sentiment classifiers: one raised on snippets, a bigger one on whole reviews and their parts."""
 
+import math
 import random
 import re
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
 from rlhf_cli.miniatures.optimize import descend
 
 Labelled = tuple[str, Sentiment]
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 
 
 def new_classifier(name: str, vocabulary: int) -> Any:
@@ -42,11 +44,15 @@ def new_classifier(name: str, vocabulary: int) -> Any:
     return RobertaForSequenceClassification(config)
 
 
+LONGEST = 50
+"""Words of a training text whose sentences a lexicon labels: as long as a prefix and its continuation."""
+
+
 def sentences_of(review: Review) -> list[Labelled]:
     """Its sentences with the source's labels, or VADER's where the source labels whole reviews only."""
     if review.sentences:
         return list(zip(review.sentences, review.sentence_labels, strict=True))
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+", review.text) if s]
+    sentences = [" ".join(s.split()[:LONGEST]) for s in re.split(r"(?<=[.!?])\s+", review.text) if s]
     return list(zip(sentences, vader_labels(sentences), strict=True))
 
 
@@ -56,32 +62,31 @@ def snippets(reviews: list[Review], *, seed: int) -> list[Labelled]:
     texts = []
     for review in reviews:
         sentences = sentences_of(review)
-        for text, label in (sentences[0], rng.choice(sentences)):
-            texts += [(text, label), _opening(text, label, rng)]
+        for sentence in (sentences[0], rng.choice(sentences)):
+            texts += [sentence, _opening(review, *sentence, rng)]
     return texts
 
 
 def whole_reviews(reviews: list[Review], *, seed: int) -> list[Labelled]:
-    """Whole reviews by their verdict, openings of some sentences by the last that is not neutral, short starts."""
+    """Reviews up to some sentence by their verdict so far, and openings of sentences."""
     rng = random.Random(f"{seed}/whole")
     texts = []
     for review in reviews:
         sentences = sentences_of(review)
-        count = rng.randint(1, len(sentences))
-        verdict = review.label if review.sentences and review.label else _verdict(sentences)
-        part = sentences[:count]
-        texts += [
-            (review.text, verdict),
-            (" ".join(text for text, _ in part), _verdict(part)),
-            _opening(*sentences[0], rng),
-            _opening(*rng.choice(sentences), rng),
-        ]
+        longest = math.inf if review.sentences else LONGEST
+        fitting = max(1, sum(words <= longest for words in accumulate(len(text.split()) for text, _ in sentences)))
+        for count in (fitting, rng.randint(1, fitting)):
+            part = sentences[:count]
+            whole = count == len(sentences) and review.sentences and review.label
+            texts.append((" ".join(text for text, _ in part), review.label if whole else _verdict(part)))
+        texts += [_opening(review, *sentences[0], rng), _opening(review, *rng.choice(sentences), rng)]
     return texts
 
 
-def _opening(text: str, label: Sentiment, rng: random.Random) -> Labelled:
-    """The first words of a sentence, by the sentence's label."""
-    return " ".join(text.split()[: rng.choice([4, 5, 6, 10, 12, 14, 16])]), label
+def _opening(review: Review, text: str, label: Sentiment, rng: random.Random) -> Labelled:
+    """The first words of a sentence, by the sentence's label; by their own where a lexicon gives the labels."""
+    opening = " ".join(text.split()[: rng.choice([4, 5, 6, 10, 12, 14, 16])])
+    return opening, label if review.sentences else vader_labels([opening])[0]
 
 
 def _verdict(sentences: list[Labelled]) -> Sentiment:
@@ -93,13 +98,15 @@ def _verdict(sentences: list[Labelled]) -> Sentiment:
 def fit(
     model: Any, tokenizer: Any, texts: list[Labelled], *, steps: int, batch: int, seed: int, tick: Callable[[], None]
 ) -> None:
-    """Cross-entropy on batches of like lengths."""
+    """Cross-entropy on batches of like lengths in which the classes come equally often."""
     rng = random.Random(f"{seed}/fit")
     ids = tokenizer([text for text, _ in texts], truncation=True, max_length=200)["input_ids"]
     labels = [SENTIMENTS.index(label) for _, label in texts]
+    by_class = [[i for i, label in enumerate(labels) if label == which] for which in sorted(set(labels))]
 
     def loss() -> torch.Tensor:
-        pool = sorted(rng.sample(range(len(ids)), min(4 * batch, len(ids))), key=lambda i: len(ids[i]))
+        drawn = [i for members in by_class for i in rng.choices(members, k=4 * batch // len(by_class))]
+        pool = sorted(drawn, key=lambda i: len(ids[i]))
         at = rng.randrange(max(1, len(pool) - batch + 1))
         chosen = pool[at : at + batch]
         inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
