@@ -77,8 +77,9 @@ def whole_reviews(reviews: list[Review], *, seed: int) -> list[Labelled]:
         fitting = max(1, sum(words <= longest for words in accumulate(len(text.split()) for text, _ in sentences)))
         for count in (fitting, rng.randint(1, fitting)):
             part = sentences[:count]
-            whole = count == len(sentences) and review.sentences and review.label
-            texts.append((" ".join(text for text, _ in part), review.label if whole else _verdict(part)))
+            whole = count == len(sentences) and bool(review.sentences)
+            verdict = review.label if whole and review.label else _verdict(part)
+            texts.append((" ".join(text for text, _ in part), verdict))
         texts += [_opening(review, *sentences[0], rng), _opening(review, *rng.choice(sentences), rng)]
     return texts
 
