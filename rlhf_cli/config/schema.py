@@ -73,37 +73,74 @@ class Prompt(Section):
 class Algo(Section):
     name: str
     advantage: Literal["gae", "group", "leave_one_out", "returns"]
-    surrogate: Literal["clip", "ratio", "policy_gradient"]
+    baseline: Literal["none", "batch_mean", "critic"]
+    reward_to_go: bool
+    surrogate: Literal["clip", "kl_penalty", "ratio", "policy_gradient"]
     kl: Literal["reward", "loss", "none"]
-    kl_estimator: Literal["k1", "k2", "k3"]
-    aggregation: Literal["sequence_mean", "token_mean", "sequence_sum"]
+    kl_estimator: Literal["k1", "k2", "k3", "full"]
+    kl_direction: Literal["policy_ref", "ref_policy"]
+    aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "sequence_total"]
     group_scale: Literal["std", "none"]
     whiten: bool
     group_size: int = Count
     epochs: int = Count
     minibatches: int = Count
     epsilon: float = Field(gt=0, lt=1)
+    epsilon_high: float | None = Field(gt=0)
     beta: float = Field(ge=0)
     beta_target: float | None = Field(gt=0)
     beta_horizon: int = Count
+    beta_old: float = Field(ge=0)
+    beta_old_target: float | None = Field(gt=0)
+    beta_old_direction: Literal["old_policy", "policy_old"]
     gamma: float = Field(gt=0, le=1)
     lam: float = Field(ge=0, le=1, alias="lambda")
+    value_target: Literal["lambda_return", "final_score", "td0"]
     value_clip: float | None = Field(gt=0)
     value: float = Field(ge=0)
     entropy: float = Field(ge=0)
+    ptx: float = Field(ge=0)
+    ptx_source: str | None
+    ptx_batch_size: int = Count
+    filter: Literal["none", "refill"]
+    refill_tries: int = Count
+    overlong_buffer: int = CountOrZero
+    refresh_reference: int = CountOrZero
+    update: Literal["gradient", "trust_region"]
+    delta: float = Field(gt=0)
+    damping: float = Field(gt=0)
+    cg_steps: int = Count
+    line_search_steps: int = Count
     old_logprobs: Literal["recompute", "rollout"]
 
     @property
     def needs_critic(self) -> bool:
-        return self.advantage == "gae"
+        return self.advantage == "gae" or (self.advantage == "returns" and self.baseline == "critic")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.advantage in ("group", "leave_one_out") and self.group_size < 2:
+        grouped = self.advantage in ("group", "leave_one_out")
+        if grouped and self.group_size < 2:
             raise ValueError(
                 f"algo.advantage={self.advantage} compares the responses to one prompt: "
                 f"algo.group_size={self.group_size} must be at least 2 (try algo.group_size=8)"
             )
+        if self.filter == "refill" and not grouped:
+            raise ValueError(
+                f"algo.filter=refill drops groups of equal rewards, which algo.advantage={self.advantage} does not "
+                "have: use algo.advantage=group, or algo.filter=none"
+            )
+        if self.surrogate == "kl_penalty" and not self.beta_old:
+            raise ValueError("algo.surrogate=kl_penalty with algo.beta_old=0 has no leash: try algo.beta_old=0.5")
+        if self.beta_old_target is not None and self.surrogate != "kl_penalty":
+            raise ValueError("algo.beta_old_target adapts algo.beta_old: it needs algo.surrogate=kl_penalty")
+        if self.surrogate == "policy_gradient" and self.epochs * self.minibatches > 1 and self.update == "gradient":
+            raise ValueError(
+                "algo.surrogate=policy_gradient is on-policy, one update a batch: set algo.epochs=1 "
+                "algo.minibatches=1, or correct for older updates with algo.surrogate=ratio"
+            )
+        if self.update == "trust_region" and self.ptx:
+            raise ValueError("algo.update=trust_region takes no algo.ptx: set algo.ptx=0 or algo.update=gradient")
         return self
 
 
@@ -176,6 +213,13 @@ class Config(Section):
         batch, algo = self.rollout.batch_size, self.algo
         if algo.needs_critic and self.critic.name == "none" and not self.critic.path:
             raise ValueError(f"algo.advantage={algo.advantage} needs a critic: drop critic=none, or use algo=grpo")
+        if algo.update == "trust_region" and self.critic.name == "shared":
+            raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
+        if algo.overlong_buffer > self.rollout.max_response_length:
+            raise ValueError(
+                f"algo.overlong_buffer={algo.overlong_buffer} is longer than "
+                f"rollout.max_response_length={self.rollout.max_response_length}"
+            )
         if batch % algo.group_size:
             raise ValueError(
                 f"rollout.batch_size={batch} is not a multiple of algo.group_size={algo.group_size} "

@@ -10,3 +10,9 @@ def ngram_penalty(sequence: Sequence[Hashable], n: int) -> float:
         return 0.0
     distinct = len({tuple(sequence[i : i + n]) for i in range(total)})
     return (total - distinct) / total
+
+
+def overlong_penalty(length: int, *, limit: int, buffer: int) -> float:
+    """DAPO's soft punishment (Yu et al. 2025, eq. 13), as a positive number: 0 up to limit − buffer tokens, then
+    rising to 1 at the limit; `buffer` 0 is off."""
+    return max(0.0, (length - (limit - buffer)) / buffer) if buffer else 0.0

@@ -27,6 +27,19 @@ class Texts:
     tokens: list[list[int]]
     """The policy's response tokens without the EOS."""
 
+    def select(self, rows: Tensor) -> "Texts":
+        chosen = rows.tolist()
+        return Texts(*([column[i] for i in chosen] for column in self._columns()))
+
+    @staticmethod
+    def join(pieces: "list[Texts]") -> "Texts":
+        return Texts(
+            *([x for part in parts for x in part] for parts in zip(*(p._columns() for p in pieces), strict=False))
+        )
+
+    def _columns(self) -> tuple[list[Any], ...]:
+        return self.prefixes, self.prompts, self.responses, self.tokens
+
     def view(self, kind: str) -> list[str]:
         """response | prefix_response | chat"""
         match kind:
@@ -46,6 +59,14 @@ class Rewards:
     """After penalties, before any KL."""
     parts: dict[str, Float[Tensor, " B"]]
     """Each penalty, unweighted, by name."""
+
+    def select(self, rows: Tensor) -> "Rewards":
+        return Rewards(self.score[rows], self.reward[rows], {name: part[rows] for name, part in self.parts.items()})
+
+    @staticmethod
+    def join(pieces: "list[Rewards]") -> "Rewards":
+        parts = {name: torch.cat([p.parts[name] for p in pieces]) for name in pieces[0].parts}
+        return Rewards(torch.cat([p.score for p in pieces]), torch.cat([p.reward for p in pieces]), parts)
 
 
 def joined(prefix: str, response: str) -> str:

@@ -41,3 +41,24 @@ class AdaptiveKL:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.value = float(state["value"])
+
+
+@dataclass
+class DoublingKL:
+    """beta_old is halved where KL(π_old ‖ π) stays under target/1.5 and doubled above 1.5·target (PPO, sec. 4)."""
+
+    value: float
+    target: float
+
+    def update(self, kl: float, n: int) -> None:
+        """`kl`: nats a token."""
+        if kl < self.target / 1.5:
+            self.value /= 2
+        elif kl > self.target * 1.5:
+            self.value *= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.value = float(state["value"])

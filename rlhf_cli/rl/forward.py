@@ -1,5 +1,6 @@
 """Log-probs, entropies and values of given responses: one forward pass, LM head on response tokens only."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Rollout
 
 CHUNK_ELEMENTS = 2**26
@@ -22,16 +24,52 @@ def response_states(trunk: nn.Module, rollout: Rollout) -> Float[Tensor, "B R H"
     return output.last_hidden_state[:, start : start + rollout.responses.shape[1]]
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a model says of given responses; 0 outside them."""
+
+    logprobs: Float[Tensor, "B R"]
+    entropies: Float[Tensor, "B R"]
+    values: Float[Tensor, "B R"] | None
+    """Of a value head on the same trunk, where one was given."""
+    full_kl: Float[Tensor, "B R"] | None
+    """The KL to the reference over the whole vocabulary, where a reference was given."""
+
+
+def read(
+    model: Any,
+    rollout: Rollout,
+    *,
+    temperature: float,
+    value_head: nn.Module | None = None,
+    reference: Any | None = None,
+    direction: str = "policy_ref",
+) -> Reading:
+    """One forward pass; the LM head runs on response positions only, never on all of the vocabulary at once."""
+    mask, head = rollout.mask, model.get_output_embeddings().weight
+    states = response_states(model.get_decoder(), rollout)[mask]
+    logprobs, entropies = token_logprobs(states, head, rollout.responses[mask], temperature=temperature)
+    values = value_head(states).squeeze(-1).float() if value_head is not None else None
+    kl = None
+    if reference is not None:
+        with torch.no_grad():
+            theirs = response_states(reference.get_decoder(), rollout)[mask]
+        their_head = reference.get_output_embeddings().weight
+        kl = token_full_kl(states, head, theirs, their_head, temperature=temperature, direction=direction)
+    return Reading(
+        logprobs=_scatter(logprobs, mask),
+        entropies=_scatter(entropies, mask),
+        values=None if values is None else _scatter(values, mask),
+        full_kl=None if kl is None else _scatter(kl, mask),
+    )
+
+
 def response_logprobs(
     model: Any, rollout: Rollout, *, temperature: float
 ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
     """Log-probs of the response tokens and entropies of their distributions; 0 outside the response."""
-    mask = rollout.mask
-    states = response_states(model.get_decoder(), rollout)[mask]
-    logprobs, entropies = token_logprobs(
-        states, model.get_output_embeddings().weight, rollout.responses[mask], temperature=temperature
-    )
-    return _scatter(logprobs, mask), _scatter(entropies, mask)
+    reading = read(model, rollout, temperature=temperature)
+    return reading.logprobs, reading.entropies
 
 
 def response_values(critic: Any, rollout: Rollout) -> Float[Tensor, "B R"]:
@@ -63,6 +101,36 @@ def token_logprobs(
     if not pieces:
         return states.new_zeros(0, dtype=torch.float32), states.new_zeros(0, dtype=torch.float32)
     return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+
+
+def token_full_kl(
+    states: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    ref_states: Float[Tensor, "N H"],
+    ref_weight: Float[Tensor, "V H"],
+    *,
+    temperature: float,
+    direction: str,
+) -> Float[Tensor, " N"]:
+    """`divergences.full_kl` of the two softmaxes, chunked over tokens like `token_logprobs`."""
+    size = max(1, CHUNK_ELEMENTS // weight.shape[0])
+    pieces = [states.new_zeros(0, dtype=torch.float32)]
+    for at in range(0, states.shape[0], size):
+        ours, theirs = states[at : at + size], ref_states[at : at + size]
+        arguments = (ours, weight, theirs, ref_weight.detach(), temperature, direction)
+        if torch.is_grad_enabled() and states.shape[0] > size:
+            pieces.append(checkpoint(_full_kl, *arguments, use_reentrant=False))
+        else:
+            pieces.append(_full_kl(*arguments))
+    return torch.cat(pieces)
+
+
+def _full_kl(
+    states: Tensor, weight: Tensor, ref_states: Tensor, ref_weight: Tensor, temperature: float, direction: str
+) -> Tensor:
+    logits = nn.functional.linear(states, weight).float() / temperature
+    ref_logits = nn.functional.linear(ref_states, ref_weight).float() / temperature
+    return full_kl(logits, ref_logits, direction=direction)
 
 
 def _logprobs(states: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

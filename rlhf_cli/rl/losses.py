@@ -17,16 +17,17 @@ def aggregate(per_token: Float[Tensor, "B R"], mask: Mask, *, how: str, total: f
 
     sequence_mean: Σ over rows of (1/|o| Σ over tokens) / total rows: PPO and GRPO as in the papers (eq. 3);
     token_mean: Σ / total tokens: DAPO (Yu et al. 2025, eq. 8);
-    sequence_sum: Σ / total, a constant such as B·R_max: Dr. GRPO (Liu et al. 2025), without length bias.
+    sequence_sum: Σ / total, a constant such as B·R_max: Dr. GRPO (Liu et al. 2025), without length bias;
+    sequence_total: Σ over a sequence, then the mean over sequences: log π of whole responses, as REINFORCE has it.
     `total` counts the whole minibatch (see `aggregation_total`), so that its micro-batches' losses add up to its own.
     Raises ValueError for another `how`.
     """
     match how:
         case "sequence_mean":
             return masked_mean(per_token, mask, 1).sum() / total
-        case "token_mean" | "sequence_sum":
+        case "token_mean" | "sequence_sum" | "sequence_total":
             return masked_sum(per_token, mask) / total
-    raise ValueError(f"aggregation={how!r}: sequence_mean, token_mean or sequence_sum")
+    raise ValueError(f"aggregation={how!r}: sequence_mean, token_mean, sequence_sum or sequence_total")
 
 
 def aggregation_total(mask: Mask, *, how: str, constant: float) -> float:
@@ -36,13 +37,13 @@ def aggregation_total(mask: Mask, *, how: str, constant: float) -> float:
     """
     inside = mask.bool()
     match how:
-        case "sequence_mean":
+        case "sequence_mean" | "sequence_total":
             return max(1.0, float(inside.any(1).sum()))
         case "token_mean":
             return max(1.0, float(inside.sum()))
         case "sequence_sum":
             return constant
-    raise ValueError(f"aggregation={how!r}: sequence_mean, token_mean or sequence_sum")
+    raise ValueError(f"aggregation={how!r}: sequence_mean, token_mean, sequence_sum or sequence_total")
 
 
 def policy_loss(

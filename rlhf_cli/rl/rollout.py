@@ -84,6 +84,28 @@ class Rollout(Record):
         )
 
 
+def concatenate(rollouts: list[Rollout], pad_id: int) -> Rollout:
+    """All rows, prompts padded on the left and responses on the right to the widest."""
+    width = max(r.prompts.shape[1] for r in rollouts)
+    longest = max(r.responses.shape[1] for r in rollouts)
+
+    def left(x: Tensor) -> Tensor:
+        return torch.nn.functional.pad(x, (width - x.shape[1], 0), value=pad_id)
+
+    def right(x: Tensor, value: int | float) -> Tensor:
+        return torch.nn.functional.pad(x, (0, longest - x.shape[1]), value=value)
+
+    return Rollout(
+        prompts=torch.cat([left(r.prompts) for r in rollouts]),
+        prompt_lengths=torch.cat([r.prompt_lengths for r in rollouts]),
+        responses=torch.cat([right(r.responses, pad_id) for r in rollouts]),
+        lengths=torch.cat([r.lengths for r in rollouts]),
+        ended=torch.cat([r.ended for r in rollouts]),
+        logprobs=torch.cat([right(r.logprobs, 0.0) for r in rollouts]),
+        group=torch.cat([r.group for r in rollouts]),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Experience(Record):
     """What the update learns from: the rollout and everything that was estimated on it."""

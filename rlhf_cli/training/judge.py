@@ -17,9 +17,12 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     rollout = roll_out(lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size)
     critic, lab.critic = lab.critic, None  # validation needs no values
     try:
-        experience, _ = look_back(lab, rollout)
+        experience, _, _ = look_back(lab, rollout)
     finally:
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)
     rewards = lab.scorer(texts)
-    return validation_metrics(experience, texts, rewards, prompts.classes), sample_rows(texts, rewards, prompts.classes)
+    metrics = validation_metrics(experience, texts, rewards, prompts.classes)
+    if lab.pretraining:
+        metrics["val/ptx_perplexity"] = lab.pretraining.perplexity(lab)
+    return metrics, sample_rows(texts, rewards, prompts.classes)

@@ -3,22 +3,26 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlhf_cli.evaluation.text import repetition
+from rlhf_cli.models.shared import SharedCritic
+from rlhf_cli.rewards.penalty import overlong_penalty
 from rlhf_cli.rewards.scorer import Rewards, Texts
-from rlhf_cli.rl.forward import response_logprobs, response_values
+from rlhf_cli.rl.advantages import constant_groups
+from rlhf_cli.rl.forward import read, response_logprobs, response_values
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
-from rlhf_cli.rl.rollout import Experience, Prompts, Rollout
+from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
 from rlhf_cli.training.memory import peak_mb
 from rlhf_cli.training.setup import Lab
 from rlhf_cli.training.state import State
-from rlhf_cli.training.update import lr_scale, update
+from rlhf_cli.training.update import Pass, lr_scale, update
 
 
 class Clock:
@@ -31,49 +35,107 @@ class Clock:
     def phase(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[f"time/{name}_s"] = time.perf_counter() - start
+        key = f"time/{name}_s"
+        self.seconds[key] = self.seconds.get(key, 0.0) + time.perf_counter() - start
 
 
 def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
     """One step: sample ▸ score ▸ estimate ▸ update. Returns its metrics."""
     config, algo, clock = lab.config, lab.config.algo, Clock()
     beta = state.kl.value
-    with clock.phase("rollout"):
-        distinct = config.rollout.batch_size // algo.group_size
-        chosen = lab.train.batch(step, count=distinct, seed=config.seed)
-        prompts = lab.train.prompts(chosen, group_size=algo.group_size)
-        rollout = roll_out(lab, prompts, step=step, micro_batch_size=config.rollout.micro_batch_size)
-    with clock.phase("score"):
-        texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(algo.group_size)])
-        rewards = lab.scorer(texts)
+    rollout, texts, rewards, drawn = collect(lab, step, clock)
     with clock.phase("forward"):
-        experience, entropy = look_back(lab, rollout)
-        experience = state.algorithm.estimate(experience, rewards.reward.to(lab.compute.device), beta=beta)
+        experience, entropy, full_kl = look_back(lab, rollout)
+        scores = rewards.reward.to(lab.compute.device)
+        experience = state.algorithm.estimate(experience, scores, beta=beta, full_kl=full_kl)
     with clock.phase("update"):
         optim = config.optim
         lr = lr_scale(step, steps=config.steps, warmup=optim.warmup_steps, schedule=optim.schedule)
-        metrics = update(
-            state.algorithm,
-            experience,
-            state.actor,
-            state.critic,
-            lab.compute,
-            epochs=algo.epochs,
-            minibatches=algo.minibatches,
+        settings = Pass(
+            algorithm=state.algorithm,
+            compute=lab.compute,
+            reference=lab.reference,
             micro_batch_size=optim.micro_batch_size,
             temperature=config.rollout.temperature,
             beta=beta,
+            beta_old=state.kl_old.value,
             value_weight=algo.value,
             lr=lr,
+        )
+        metrics = update(
+            settings,
+            experience,
+            state.actor,
+            state.critic,
+            epochs=algo.epochs,
+            minibatches=algo.minibatches,
             seed=config.seed,
             step=step,
+            trust=state.trust,
+            extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining else None,
         )
     metrics |= describe(experience, entropy, texts, rewards)
     metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr}
+    if algo.surrogate == "kl_penalty":
+        metrics["train/beta_old"] = state.kl_old.value
+    if algo.filter == "refill":
+        metrics["train/groups_drawn"] = drawn
     state.kl.update(metrics["train/kl"], len(rollout))
+    state.kl_old.update(metrics["train/approx_kl"], len(rollout))
+    if algo.refresh_reference and step % algo.refresh_reference == 0:
+        lab.reference.load_state_dict(lab.actor.state_dict())
     tokens = int(rollout.lengths.sum())
     metrics |= clock.seconds | {"throughput/tokens_per_s": tokens / sum(clock.seconds.values())}
     return metrics | {"memory/peak_mb": peak_mb(lab.compute.device)}
+
+
+def collect(lab: Lab, step: int, clock: Clock) -> tuple[Rollout, Texts, Rewards, int]:
+    """A batch of scored rollouts, and how many groups were drawn for it.
+
+    With filter=refill, groups whose rewards are all equal are drawn again from other prompts (DAPO, Yu et al. 2025,
+    sec. 3.2), `refill_tries` times at most; then the batch is filled up with what there is.
+    """
+    config, algo = lab.config, lab.config.algo
+    batch, size = config.rollout.batch_size, algo.group_size
+    kept: list[tuple[Rollout, Texts, Rewards]] = []
+    spare: list[tuple[Rollout, Texts, Rewards]] = []
+    tries = algo.refill_tries + 1 if algo.filter == "refill" else 1
+    for round_ in range(tries):
+        with clock.phase("rollout"):
+            # rounds read the shuffled prompts from places that no step comes to
+            chosen = lab.train.batch(step + round_ * FAR, count=batch // size, seed=config.seed)
+            prompts = lab.train.prompts(chosen, group_size=size)
+            prompts = replace(prompts, index=prompts.index + round_ * batch, group=prompts.group + round_ * batch)
+            rollout = roll_out(lab, prompts, step=step, micro_batch_size=config.rollout.micro_batch_size)
+        with clock.phase("score"):
+            texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(size)])
+            rewards = shaped(lab.scorer(texts), rollout, limit=config.rollout.max_response_length, algo=algo)
+        if algo.filter == "none":
+            return rollout, texts, rewards, len(chosen)
+        flat = constant_groups(rewards.reward, rollout.group.cpu())
+        for rows, where in ((~flat, kept), (flat, spare)):
+            index = rows.nonzero().squeeze(1)
+            where.append((rollout.select(index.to(rollout.lengths.device)), texts.select(index), rewards.select(index)))
+        if sum(len(r) for r, _, _ in kept) >= batch:
+            break
+    pieces = [piece for piece in [*kept, *spare] if len(piece[0])]
+    rollout = concatenate([r for r, _, _ in pieces], lab.pad).select(slice(0, batch)).trimmed()
+    texts = Texts.join([t for _, t, _ in pieces]).select(torch.arange(batch))
+    rewards = Rewards.join([r for _, _, r in pieces]).select(torch.arange(batch))
+    return rollout, texts, rewards, (round_ + 1) * (batch // size)
+
+
+FAR = 1_000_003
+"""Steps apart, in which refills look for their prompts."""
+
+
+def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewards:
+    """The rewards minus the soft punishment of overlong responses, where that is on."""
+    if not algo.overlong_buffer:
+        return rewards
+    lengths = rollout.lengths.tolist()
+    penalty = torch.tensor([overlong_penalty(n, limit=limit, buffer=algo.overlong_buffer) for n in lengths])
+    return replace(rewards, reward=rewards.reward - penalty, parts={**rewards.parts, "overlong": penalty})
 
 
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
@@ -99,23 +161,37 @@ def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) ->
 
 
 @torch.no_grad()
-def look_back(lab: Lab, rollout: Rollout) -> tuple[Experience, Tensor]:
-    """What the current policy, the reference and the critic say of the rollout."""
-    config = lab.config
-    size = config.optim.micro_batch_size
-    old, entropy, reference, values = [], [], [], []
+def look_back(lab: Lab, rollout: Rollout) -> tuple[Experience, Tensor, Tensor | None]:
+    """What the current policy, the reference and the critic say of the rollout: (experience, entropies, full KL)."""
+    config, algo = lab.config, lab.config.algo
+    size, temperature = config.optim.micro_batch_size, config.rollout.temperature
+    wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
+    shared = isinstance(lab.critic, SharedCritic)
+    old, entropy, reference, values, full_kl = [], [], [], [], []
     for at in range(0, len(rollout), size):
         micro = rollout.select(slice(at, at + size))
         with lab.compute.autocast():
-            logprobs, entropies = response_logprobs(lab.actor, micro, temperature=config.rollout.temperature)
-            ref, _ = response_logprobs(lab.reference, micro, temperature=config.rollout.temperature)
-            values.append(response_values(lab.critic, micro) if lab.critic is not None else ref * 0)
-        old.append(logprobs if config.algo.old_logprobs == "recompute" else micro.logprobs)
-        entropy.append(entropies)
+            reading = read(
+                lab.actor,
+                micro,
+                temperature=temperature,
+                value_head=lab.critic.score if lab.critic is not None and shared else None,
+                reference=lab.reference if wants_kl else None,
+                direction=algo.kl_direction,
+            )
+            ref, _ = response_logprobs(lab.reference, micro, temperature=temperature)
+            if lab.critic is None:
+                values.append(ref * 0)
+            else:
+                values.append(response_values(lab.critic, micro) if reading.values is None else reading.values)
+        old.append(reading.logprobs if algo.old_logprobs == "recompute" else micro.logprobs)
+        entropy.append(reading.entropies)
         reference.append(ref)
+        if reading.full_kl is not None:
+            full_kl.append(reading.full_kl)
     zero = torch.zeros_like(rollout.logprobs)
     experience = Experience(rollout, torch.cat(old), torch.cat(reference), torch.cat(values), zero, zero)
-    return experience, torch.cat(entropy)
+    return experience, torch.cat(entropy), torch.cat(full_kl) if full_kl else None
 
 
 def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rewards) -> dict[str, float]:
@@ -133,7 +209,19 @@ def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rew
         "train/eos_rate": rollout.ended.float().mean(),
         "train/repetition": sum(map(repetition, texts.responses)) / len(texts.responses),
     }
+    metrics["train/advantage_length_corr"] = correlation(
+        masked_mean(experience.advantages, mask, 1), rollout.lengths.float()
+    )
+    if len(rollout.group.unique()) < len(rollout):
+        metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group.cpu()).float().mean()
     metrics |= {f"train/penalty/{name}": part.mean() for name, part in rewards.parts.items()}
     if experience.values.any():
         metrics["train/explained_variance"] = explained_variance(experience.values, experience.returns, mask)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x.dot(y)) / scale if scale > 0 else 0.0

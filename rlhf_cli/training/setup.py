@@ -12,10 +12,12 @@ from rlhf_cli.config.schema import Config, Model
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.training.pretraining import Pretraining
 
 MINIATURE_SEED = 0
 """The miniatures are fixed, as hub models are: a run's seed does not change its starting point."""
@@ -47,6 +49,7 @@ class Lab:
     train: PromptSet
     test: PromptSet
     eos: tuple[int, ...]
+    pretraining: Pretraining | None = None
 
     @property
     def pad(self) -> int:
@@ -108,19 +111,40 @@ def algorithm(config: Config) -> Algorithm:
     algo = config.algo
     return Algorithm(
         advantage=algo.advantage,
+        baseline=algo.baseline,
+        reward_to_go=algo.reward_to_go,
         surrogate=algo.surrogate,
         kl=algo.kl,
         kl_estimator=algo.kl_estimator,
+        kl_direction=algo.kl_direction,
         aggregation=algo.aggregation,
         group_scale=algo.group_scale,
         whiten=algo.whiten,
         epsilon=algo.epsilon,
+        epsilon_high=algo.epsilon_high,
+        beta_old_direction=algo.beta_old_direction,
         gamma=algo.gamma,
         lam=algo.lam,
+        value_target=algo.value_target,
         value_clip=algo.value_clip,
         entropy=algo.entropy,
         max_length=config.rollout.max_response_length,
     )
+
+
+def pretraining(config: Config, tokenizer: Any) -> Pretraining | None:
+    """The texts of the pretraining mix, if it has a weight: reviews of `algo.ptx_source`, or of the prompts' source."""
+    from rlhf_cli.data.sources import load_reviews
+
+    algo = config.algo
+    if not algo.ptx:
+        return None
+    reviews = load_reviews(algo.ptx_source or config.data.source, seed=config.data.seed, limit=PTX_TEXTS)
+    texts = [review.text for review in reviews]
+    return Pretraining.make(texts, tokenizer, weight=algo.ptx, batch_size=algo.ptx_batch_size, seed=config.seed)
+
+
+PTX_TEXTS = 2000
 
 
 def scorer(config: Config, where: Compute, notify: Callable[[str], None]) -> tuple[Scorer, Classifier | None]:
@@ -183,9 +207,14 @@ def labeler_path(config: Config, notify: Callable[[str], None]) -> str:
 
 
 def make_lab(
-    config: Config, notify: Callable[[str], None], *, actor: str | None = None, critic: str | None = None
+    config: Config,
+    notify: Callable[[str], None],
+    *,
+    actor: str | None = None,
+    critic: str | None = None,
+    reference: str | None = None,
 ) -> Lab:
-    """Load everything; `actor` and `critic` are checkpoint folders to start from instead of the config's models."""
+    """Load everything; the named folders are of a checkpoint, to start from instead of the config's models."""
     torch.manual_seed(config.seed)
     where = compute(config)
     base = model_path(config.actor, config, notify)
@@ -194,10 +223,13 @@ def make_lab(
     notify("loading models")
     tokenizer = load_tokenizer(base)
     policy = load_actor(actor or base, device=where.device)
-    reference = load_actor(base, device=where.device, dtype=where.dtype).requires_grad_(False)
+    reference = load_actor(reference or base, device=where.device, dtype=where.dtype).requires_grad_(False)
     value_model = None
     if config.algo.needs_critic:
-        value_model = load_critic(critic or critic_path(config, base, notify), device=where.device)
+        if config.critic.name == "shared":
+            value_model = SharedCritic(policy)
+        else:
+            value_model = load_critic(critic or critic_path(config, base, notify), device=where.device)
         if critic:
             _restore_head(value_model, critic)
     if config.optim.gradient_checkpointing:
@@ -221,6 +253,7 @@ def make_lab(
         train=PromptSet.make(rows["train"], template, tokenizer, pad_id=pad),
         test=PromptSet.make(test, template, tokenizer, pad_id=pad),
         eos=ends,
+        pretraining=pretraining(config, tokenizer),
     )
 
 

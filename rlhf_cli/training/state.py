@@ -4,45 +4,54 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_cli.config.schema import Config
+from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
-from rlhf_cli.rl.controllers import AdaptiveKL, FixedKL
+from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 from rlhf_cli.training.setup import Lab, algorithm
-from rlhf_cli.training.update import Learner
+from rlhf_cli.training.update import Learner, TrustRegion
 
 
 @dataclass
 class State:
     algorithm: Algorithm
     actor: Learner
-    critic: Learner | None
+    critic: Learner | SharedCritic | None
     kl: FixedKL | AdaptiveKL
+    kl_old: FixedKL | DoublingKL
+    trust: TrustRegion | None
 
     def trainer(self) -> dict[str, Any]:
         """Everything but the models' weights. Random numbers are functions of (seed, step): nothing to save."""
         return {
             "actor_optimizer": self.actor.optimizer.state_dict(),
-            "critic_optimizer": self.critic.optimizer.state_dict() if self.critic else None,
+            "critic_optimizer": self.critic.optimizer.state_dict() if isinstance(self.critic, Learner) else None,
             "kl": self.kl.state_dict(),
+            "kl_old": self.kl_old.state_dict(),
         }
 
     def restore(self, trainer: dict[str, Any]) -> None:
         self.actor.optimizer.load_state_dict(trainer["actor_optimizer"])
-        if self.critic is not None:
+        if isinstance(self.critic, Learner):
             self.critic.optimizer.load_state_dict(trainer["critic_optimizer"])
         self.kl.load_state_dict(trainer["kl"])
+        self.kl_old.load_state_dict(trainer["kl_old"])
 
 
 def make_state(config: Config, lab: Lab) -> State:
     optim, algo = config.optim, config.algo
-    critic = None
-    if lab.critic is not None:
+    shared = lab.critic if isinstance(lab.critic, SharedCritic) else None
+    also = list(shared.score.parameters()) if shared else []
+    actor = Learner(lab.actor, optim.actor_lr, optim.weight_decay, optim.max_grad_norm, also)
+    critic: Learner | SharedCritic | None = shared
+    if lab.critic is not None and not shared:
         critic = Learner(lab.critic, optim.critic_lr, optim.weight_decay, optim.max_grad_norm)
     kl: FixedKL | AdaptiveKL = FixedKL(algo.beta)
     if algo.beta_target is not None:
         kl = AdaptiveKL(algo.beta, target=algo.beta_target, horizon=algo.beta_horizon)
-    return State(
-        algorithm=algorithm(config),
-        actor=Learner(lab.actor, optim.actor_lr, optim.weight_decay, optim.max_grad_norm),
-        critic=critic,
-        kl=kl,
-    )
+    kl_old: FixedKL | DoublingKL = FixedKL(algo.beta_old)
+    if algo.beta_old_target is not None:
+        kl_old = DoublingKL(algo.beta_old, target=algo.beta_old_target)
+    trust = None
+    if algo.update == "trust_region":
+        trust = TrustRegion(algo.delta, algo.damping, algo.cg_steps, algo.line_search_steps)
+    return State(algorithm(config), actor, critic, kl, kl_old, trust)

@@ -1,16 +1,21 @@
 """One batch of experience, epochs × minibatches × micro-batches of updates."""
 
+import copy
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
-from rlhf_cli.rl.forward import response_logprobs, response_values
+from rlhf_cli.rl.forward import Reading, read, response_values
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
+from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
 from rlhf_cli.training.setup import Compute
 
 
@@ -26,16 +31,17 @@ class Learner:
     learning_rate: float
     weight_decay: float
     max_grad_norm: float
+    also: list[torch.nn.Parameter] = field(default_factory=list)
+    """Parameters outside the model that learn with it: a shared critic's head."""
     optimizer: torch.optim.AdamW = field(init=False)
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
+        self.parameters = [*self.model.parameters(), *self.also]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
 
     def step(self, scale: float) -> float:
         """Clip, check, update at `scale` × the learning rate; returns the gradient norm before the clip."""
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise NonFinite("the gradient is not finite; lower optim.actor_lr / optim.critic_lr or look at the rewards")
@@ -44,6 +50,16 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Keys of TRPO: see conf/algo/trpo.yaml."""
+
+    delta: float
+    damping: float
+    cg_steps: int
+    line_search_steps: int
 
 
 def lr_scale(step: int, *, steps: int, warmup: int, schedule: str) -> float:
@@ -60,70 +76,201 @@ def lr_scale(step: int, *, steps: int, warmup: int, schedule: str) -> float:
             return 1.0
 
 
+@dataclass(frozen=True)
+class Pass:
+    """What is fixed during the updates on one batch of experience."""
+
+    algorithm: Algorithm
+    compute: Compute
+    reference: Any
+    micro_batch_size: int
+    temperature: float
+    beta: float
+    beta_old: float
+    value_weight: float
+    lr: float
+    """The schedule's factor."""
+
+    def micro_batches(self, experience: Experience) -> Iterator[Experience]:
+        for start in range(0, len(experience.rollout), self.micro_batch_size):
+            yield experience.select(slice(start, start + self.micro_batch_size))
+
+    def read(self, model: Any, micro: Experience, value_head: Any = None) -> Reading:
+        wants_kl = self.algorithm.full_kl and self.algorithm.kl == "loss"
+        with self.compute.autocast():
+            return read(
+                model,
+                micro.rollout,
+                temperature=self.temperature,
+                value_head=value_head,
+                reference=self.reference if wants_kl else None,
+                direction=self.algorithm.kl_direction,
+            )
+
+    def actor_loss(self, micro: Experience, reading: Reading, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = self.algorithm.actor_loss(
+            micro,
+            reading.logprobs,
+            reading.entropies,
+            beta=self.beta,
+            total=total,
+            beta_old=self.beta_old,
+            full_kl=reading.full_kl,
+        )
+        _check(loss)
+        return loss, metrics
+
+
 def update(
-    algorithm: Algorithm,
+    settings: Pass,
     experience: Experience,
     actor: Learner,
-    critic: Learner | None,
-    compute: Compute,
+    critic: Learner | SharedCritic | None,
     *,
     epochs: int,
     minibatches: int,
-    micro_batch_size: int,
-    temperature: float,
-    beta: float,
-    value_weight: float,
-    lr: float,
     seed: int,
     step: int,
+    trust: TrustRegion | None = None,
+    extra_loss: Callable[[int], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Train on one batch; returns the metrics of the update, averaged over tokens or optimizer steps."""
+    """Train on one batch; returns the metrics of the update, averaged over tokens or optimizer steps.
+
+    `trust`: the actor takes one trust-region step on the whole batch, the minibatches are the critic's.
+    `extra_loss`: a function of the optimizer step's number whose loss is added, such as the pretraining mix.
+    """
     count = len(experience.rollout)
     size = count // minibatches
-    sums: dict[str, float] = dict.fromkeys(("clipfrac", "approx_kl", "loss", "value_loss", "grad_norm"), 0.0)
-    tokens, ratio_max, optimizer_steps = 0, 0.0, 0
-    actor.model.train()
-    if critic is not None:
-        critic.model.train()
+    sums = Sums()
+    _train_mode(True, actor, critic)
+    if trust is not None:
+        sums.extra |= trust_region_update(settings, experience, actor, trust, sums)
     for epoch in range(epochs):
         order = permutation(seed, step, epoch, count)
-        for at in range(0, count, size):
+        for number, at in enumerate(range(0, count, size)):
             minibatch = experience.select(order[at : at + size])
-            total = algorithm.total(minibatch)
-            for start in range(0, size, micro_batch_size):
-                micro = minibatch.select(slice(start, start + micro_batch_size))
-                with compute.autocast():
-                    logprobs, entropies = response_logprobs(actor.model, micro.rollout, temperature=temperature)
-                loss, metrics = algorithm.actor_loss(micro, logprobs, entropies, beta=beta, total=total)
-                _check(loss)
-                loss.backward()
-                sums["loss"] += float(loss.detach())
-                sums["clipfrac"] += float(metrics["clipfrac"])
-                sums["approx_kl"] += float(metrics["approx_kl"])
-                ratio_max = max(ratio_max, float(metrics["ratio_max"]))
-                tokens += int(micro.rollout.lengths.sum())
-                if critic is not None:
-                    with compute.autocast():
+            total = settings.algorithm.total(minibatch)
+            for micro in settings.micro_batches(minibatch):
+                if trust is None:
+                    _actor_backward(settings, micro, actor, critic, total, sums)
+                if isinstance(critic, Learner):
+                    with settings.compute.autocast():
                         values = response_values(critic.model, micro.rollout)
-                    value_loss, _ = algorithm.critic_loss(micro, values, total=total)
-                    _check(value_loss)
-                    (value_weight * value_loss).backward()
-                    sums["value_loss"] += float(value_loss.detach())
-            sums["grad_norm"] += actor.step(lr)
-            if critic is not None:
-                critic.step(lr)
-            optimizer_steps += 1
-    actor.model.eval()
-    if critic is not None:
-        critic.model.eval()
-    result = {
-        "train/loss": sums["loss"] / optimizer_steps,
-        "train/clipfrac": sums["clipfrac"] / tokens,
-        "train/approx_kl": sums["approx_kl"] / tokens,
-        "train/ratio_max": ratio_max,
-        "train/grad_norm": sums["grad_norm"] / optimizer_steps,
-    }
-    return result | ({"train/value_loss": sums["value_loss"] / optimizer_steps} if critic is not None else {})
+                    _value_backward(settings, micro, values, total, sums)
+            if trust is None:
+                if extra_loss is not None:
+                    extra_loss(epoch * minibatches + number).backward()
+                sums.grad_norm += actor.step(settings.lr)
+                sums.steps += 1
+            if isinstance(critic, Learner):
+                critic.step(settings.lr)
+    _train_mode(False, actor, critic)
+    return sums.metrics(optimizer_steps=epochs * minibatches, has_critic=critic is not None)
+
+
+@dataclass
+class Sums:
+    """Sums of an update's metrics, over tokens and optimizer steps."""
+
+    loss: float = 0.0
+    value_loss: float = 0.0
+    clipfrac: float = 0.0
+    approx_kl: float = 0.0
+    ratio_max: float = 0.0
+    grad_norm: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
+        self.loss += float(loss.detach())
+        self.clipfrac += float(metrics["clipfrac"])
+        self.approx_kl += float(metrics["approx_kl"])
+        self.ratio_max = max(self.ratio_max, float(metrics["ratio_max"]))
+        self.tokens += tokens
+
+    def metrics(self, *, optimizer_steps: int, has_critic: bool) -> dict[str, float]:
+        steps, tokens = max(1, self.steps), max(1, self.tokens)
+        result = {
+            "train/loss": self.loss / steps,
+            "train/clipfrac": self.clipfrac / tokens,
+            "train/approx_kl": self.approx_kl / tokens,
+            "train/ratio_max": self.ratio_max,
+            "train/grad_norm": self.grad_norm / steps,
+        }
+        if has_critic:
+            result["train/value_loss"] = self.value_loss / optimizer_steps
+        return result | self.extra
+
+
+def _actor_backward(settings: Pass, micro: Experience, actor: Learner, critic: Any, total: float, sums: Sums) -> None:
+    """The actor's micro-batch; with a shared critic its value loss comes from the same forward pass."""
+    shared = critic if isinstance(critic, SharedCritic) else None
+    reading = settings.read(actor.model, micro, shared.score if shared else None)
+    loss, metrics = settings.actor_loss(micro, reading, total)
+    sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
+    if reading.values is not None:
+        value_loss, _ = settings.algorithm.critic_loss(micro, reading.values, total=total)
+        _check(value_loss)
+        sums.value_loss += float(value_loss.detach())
+        loss = loss + settings.value_weight * value_loss
+    loss.backward()
+
+
+def _value_backward(settings: Pass, micro: Experience, values: Tensor, total: float, sums: Sums) -> None:
+    value_loss, _ = settings.algorithm.critic_loss(micro, values, total=total)
+    _check(value_loss)
+    (settings.value_weight * value_loss).backward()
+    sums.value_loss += float(value_loss.detach())
+
+
+def trust_region_update(
+    settings: Pass, experience: Experience, actor: Learner, trust: TrustRegion, sums: Sums
+) -> dict[str, float]:
+    """One natural-gradient step of the actor on the whole batch, with the true KL at most `trust.delta`."""
+    parameters = [p for p in actor.model.parameters() if p.requires_grad]
+    total, tokens = settings.algorithm.total(experience), int(experience.rollout.lengths.sum())
+    before = copy.deepcopy(actor.model).requires_grad_(False)
+    for micro in settings.micro_batches(experience):
+        loss, metrics = settings.actor_loss(micro, settings.read(actor.model, micro), total)
+        sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
+        loss.backward()
+    gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
+    actor.optimizer.zero_grad(set_to_none=True)
+    if not torch.isfinite(gradient).all():
+        raise NonFinite("the gradient is not finite; the weights were not touched by it")
+    sums.grad_norm, sums.steps = float(gradient.norm()), 1
+
+    def mean_kl(micro: Experience) -> Tensor:
+        """Σ KL(π_old ‖ π) over the response tokens, exact, over all tokens of the batch."""
+        reading = read(
+            actor.model, micro.rollout, temperature=settings.temperature, reference=before, direction="ref_policy"
+        )
+        assert reading.full_kl is not None
+        return reading.full_kl.sum() / tokens
+
+    def fisher(vector: Tensor) -> Tensor:
+        # fused attention kernels have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            products = (hessian_product(mean_kl(m), parameters, vector) for m in settings.micro_batches(experience))
+            return sum(products, torch.zeros_like(vector))
+
+    def loss_and_kl() -> tuple[float, float]:
+        loss = kl = 0.0
+        for micro in settings.micro_batches(experience):
+            loss += float(settings.actor_loss(micro, settings.read(actor.model, micro), total)[0])
+            kl += float(mean_kl(micro))
+        return loss, kl
+
+    step = natural_step(gradient, fisher, delta=trust.delta, damping=trust.damping, cg_steps=trust.cg_steps)
+    share, kl = line_search(parameters, step, loss_and_kl, delta=trust.delta, tries=trust.line_search_steps)
+    return {"train/trust_region_share": share, "train/trust_region_kl": kl}
+
+
+def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
+    actor.model.train(on)
+    if isinstance(critic, Learner):
+        critic.model.train(on)
 
 
 def _check(loss: Tensor) -> None:

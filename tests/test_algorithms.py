@@ -1,0 +1,280 @@
+"""Every algorithm: its YAML composes, it solves a bandit, its first ratio is 1, it trains end to end."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_training import SMALL, TINY
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.config.compose import CONF, plan
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.miniatures import build
+from rlhf_cli.models.shared import SharedCritic
+from rlhf_cli.rl import forward
+from rlhf_cli.rl.controllers import DoublingKL
+from rlhf_cli.rl.divergences import full_kl
+from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
+from rlhf_cli.rl.sampling import sample
+from rlhf_cli.rl.trust_region import conjugate_gradient, hessian_product
+from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.setup import Compute, algorithm
+from rlhf_cli.training.update import Learner, Pass, TrustRegion, update
+
+ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))
+CPU = Compute(torch.device("cpu"), torch.float32)
+BEST = 5
+"""The bandit's paying arm: a token."""
+
+
+def config(*overrides: str):
+    return plan("train", ["scale=mini", *overrides], multirun=False, config_dir=None).jobs[0]
+
+
+def tiny(kind=Qwen2ForCausalLM, **more):
+    torch.manual_seed(0)
+    made = Qwen2Config(
+        vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=16, tie_word_embeddings=False, initializer_range=0.1, **more,
+    )  # fmt: skip
+    return kind(made).eval()
+
+
+def play(model, step: int, count: int, group_size: int) -> Rollout:
+    """One-token responses to one prompt."""
+    prompts = Prompts(
+        torch.full((count, 2), 3), torch.full((count,), 2), torch.arange(count), torch.arange(count) // group_size
+    )
+    everything = tuple(range(12))  # every token ends the response
+    return sample(model, prompts, eos_ids=everything, pad_id=0, max_length=1, temperature=1.0, seed=0, step=step)
+
+
+class Bandit:
+    """The steps of training/loop.py on a one-token task."""
+
+    def __init__(self, *overrides: str, beta: float = 0.0) -> None:
+        self.config = config(*overrides, f"algo.beta={beta}")
+        algo = self.config.algo
+        self.actor, self.reference = tiny(), tiny().requires_grad_(False)
+        self.shared = SharedCritic(self.actor) if self.config.critic.name == "shared" else None
+        also = list(self.shared.score.parameters()) if self.shared else []
+        self.learner = Learner(self.actor, 0.01, 0.0, 1.0, also)
+        self.critic = self.shared
+        if algo.needs_critic and not self.shared:
+            self.critic = Learner(tiny(Qwen2ForTokenClassification, num_labels=1), 0.01, 0.0, 1.0)
+        self.trust = None
+        if algo.update == "trust_region":
+            self.trust = TrustRegion(0.05, algo.damping, algo.cg_steps, algo.line_search_steps)
+        self.algorithm = algorithm(self.config)
+
+    def step(self, number: int, count: int = 64) -> dict[str, float]:
+        algo = self.config.algo
+        rollout = play(self.actor, number, count, algo.group_size)
+        scores = (rollout.responses[:, 0] == BEST).float()
+        with torch.no_grad():
+            head = self.shared.score if self.shared else None
+            reading = forward.read(self.actor, rollout, temperature=1.0, value_head=head)
+            ref, _ = forward.response_logprobs(self.reference, rollout, temperature=1.0)
+            values = ref * 0
+            if self.shared:
+                values = reading.values
+            elif self.critic:
+                values = forward.response_values(self.critic.model, rollout)
+        experience = Experience(rollout, reading.logprobs, ref, values, ref * 0, ref * 0)
+        experience = self.algorithm.estimate(experience, scores, beta=algo.beta, full_kl=ref * 0)
+        settings = Pass(self.algorithm, CPU, self.reference, count, 1.0, algo.beta, algo.beta_old, algo.value, 1.0)
+        more = {"epochs": algo.epochs, "minibatches": algo.minibatches, "seed": 0, "step": number, "trust": self.trust}
+        return update(settings, experience, self.learner, self.critic, **more)
+
+    def chance(self) -> float:
+        """π(best)."""
+        with torch.no_grad():
+            return float(self.actor(torch.full((1, 2), 3)).logits[0, -1].softmax(-1)[BEST])
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_solves_the_bandit(algo: str) -> None:
+    bandit = Bandit(f"algo={algo}")
+    before = bandit.chance()
+    assert before < 0.2
+    for number in range(1, 41):
+        bandit.step(number)
+        if bandit.chance() > 0.95:
+            return
+    raise AssertionError(f"{algo}: {before:.2f} -> {bandit.chance():.2f} after 40 steps")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algo=reinforce", "algo.baseline=none"],
+        ["algo=reinforce", "algo.reward_to_go=false"],
+        ["algo=reinforce", "algo.baseline=critic", "critic=qwen_base"],
+        ["algo=ppo", "critic=shared"],
+        ["algo=ppo", "algo.surrogate=ratio"],
+        ["algo=ppo", "algo.value_target=td0"],
+        ["algo=ppo_classic", "algo.aggregation=sequence_total"],
+        ["algo=ppo_kl", "algo.beta_old_direction=policy_old"],
+    ],
+)
+def test_variants_solve_it_too(overrides: list[str]) -> None:
+    bandit = Bandit(*overrides)
+    for number in range(1, 51):
+        bandit.step(number)
+    assert bandit.chance() > 0.9
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_first_ratio_is_exactly_1(algo: str) -> None:
+    bandit = Bandit(f"algo={algo}", "algo.epochs=1", "algo.minibatches=1")
+    metrics = bandit.step(1)
+    assert metrics["train/ratio_max"] == 1
+    assert metrics["train/approx_kl"] == 0
+
+
+def test_a_leash_in_the_loss_holds_the_policy_back() -> None:
+    free, held = Bandit("algo=ppo_full"), Bandit("algo=ppo_full", beta=2.0)
+    for number in range(1, 16):
+        free.step(number)
+        held.step(number)
+    assert held.chance() < 0.6 * free.chance()
+
+
+# --- the trust region
+
+
+def test_hessian_products_are_the_hessians() -> None:
+    weights = torch.nn.Parameter(torch.tensor([0.3, -0.2, 0.7, 0.1], dtype=torch.float64))
+    matrix = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def value(w: torch.Tensor) -> torch.Tensor:
+        return (matrix @ w).sin().square().sum()
+
+    explicit = torch.autograd.functional.hessian(value, weights.detach())
+    for vector in torch.eye(4, dtype=torch.float64):
+        torch.testing.assert_close(hessian_product(value(weights), [weights], vector), explicit @ vector)
+
+
+def test_conjugate_gradient_solves() -> None:
+    root = torch.randn(6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    matrix, b = root @ root.T + torch.eye(6, dtype=torch.float64), torch.arange(6, dtype=torch.float64)
+    x = conjugate_gradient(lambda v: matrix @ v, b, steps=6)
+    torch.testing.assert_close(matrix @ x, b, rtol=1e-6, atol=1e-6)
+
+
+def test_trpo_stays_inside_its_region() -> None:
+    bandit = Bandit("algo=trpo")
+    for number in range(1, 6):
+        old = tiny()
+        old.load_state_dict(bandit.actor.state_dict())
+        metrics = bandit.step(number)
+        rollout = play(old, number, 64, 1)
+        with torch.no_grad():
+            reading = forward.read(bandit.actor, rollout, temperature=1.0, reference=old, direction="ref_policy")
+        assert float(reading.full_kl.mean()) == pytest.approx(metrics["train/trust_region_kl"], abs=1e-6)
+        assert 0 < metrics["train/trust_region_kl"] <= 0.05
+        assert metrics["train/trust_region_share"] > 0
+
+
+# --- pieces
+
+
+def test_the_chunked_full_kl_is_the_full_kl(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    states, weight = torch.randn(9, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
+    theirs, their_weight = torch.randn(9, 8), torch.randn(20, 8)
+    for direction in ("policy_ref", "ref_policy"):
+        expected = full_kl(states @ weight.T / 0.7, theirs @ their_weight.T / 0.7, direction=direction)
+        wanted = torch.autograd.grad(expected.sum(), (states, weight))
+        for elements in (10**6, 60):  # in one piece, in pieces of three tokens
+            monkeypatch.setattr(forward, "CHUNK_ELEMENTS", elements)
+            got = forward.token_full_kl(states, weight, theirs, their_weight, temperature=0.7, direction=direction)
+            torch.testing.assert_close(got, expected)
+            for one, other in zip(torch.autograd.grad(got.sum(), (states, weight)), wanted, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_beta_old_doubles_and_halves() -> None:
+    beta = DoublingKL(1.0, target=0.01)
+    beta.update(0.02, 64)
+    assert beta.value == 2
+    beta.update(0.01, 64)
+    assert beta.value == 2
+    beta.update(0.001, 64)
+    assert beta.value == 1
+
+
+def test_concatenated_rollouts_keep_their_rows() -> None:
+    model = tiny()
+    one, two = play(model, 1, 4, 1), play(model, 2, 3, 1)
+    both = concatenate([one, two], pad_id=0)
+    assert len(both) == 7
+    assert torch.equal(both.responses[:4], one.responses)
+    assert torch.equal(both.attention.sum(1), torch.full((7,), 3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["algo.filter=refill"], "algo.filter=none"),
+        (["algo.surrogate=kl_penalty"], "try algo.beta_old"),
+        (["algo.surrogate=policy_gradient"], "algo.epochs=1"),
+        (["algo=trpo", "algo.ptx=0.1"], "algo.ptx=0"),
+        (["algo=trpo", "critic=shared"], "another critic"),
+        (["algo=dapo", "algo.overlong_buffer=99"], "longer than"),
+        (["algo=reinforce", "algo.baseline=critic"], "needs a critic"),
+    ],
+)
+def test_contradictions_name_the_fix(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        config(*overrides)
+
+
+# --- end to end
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "Recipe", lambda: TINY)
+        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield SimpleNamespace()
+
+
+def run(folder: Path, *overrides: str) -> int:
+    return dispatch(["train", *SMALL, f"hydra.run.dir={folder}", *overrides])
+
+
+@pytest.mark.parametrize("algo", [a for a in ALGORITHMS if a not in ("ppo", "grpo")])
+def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
+    options = [f"algo={algo}", "rollout.batch_size=16"]
+    if algo == "grpo_iterative":
+        options.append("algo.refresh_reference=1")
+    assert run(tmp_path / "whole", *options) == 0
+    assert run(tmp_path / "cut", *options, "steps=2") == 0
+    assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=3"]) == 0
+    whole, cut = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    timings = ("time/", "throughput/", "memory/")
+    assert {k: v for k, v in whole[3].items() if not k.startswith(timings)} == {
+        k: cut[3][k] for k in whole[3] if not k.startswith(timings)
+    }
+    if algo == "ppo_ptx":
+        assert whole[0]["val/ptx_perplexity"] > 1
+    if algo == "grpo_iterative":
+        assert abs(whole[2]["train/kl"]) < 1e-4  # the reference is the policy again
+
+
+def test_shared_critic_trains_and_resumes(cache, tmp_path: Path) -> None:
+    assert run(tmp_path / "whole", "critic=shared") == 0
+    assert run(tmp_path / "cut", "critic=shared", "steps=2") == 0
+    assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=3"]) == 0
+    whole, cut = (read_jsonl(tmp_path / name / "metrics.jsonl")[3] for name in ("whole", "cut"))
+    assert {k: cut[k] for k in whole if k[:5] in ("train", "val/s")} == {
+        k: v for k, v in whole.items() if k[:5] in ("train", "val/s")
+    }
+
+
+def test_full_kl_in_the_reward(cache, tmp_path: Path) -> None:
+    assert run(tmp_path, "algo.kl_estimator=full") == 0
