@@ -16,7 +16,9 @@ def show(sweep: str, jobs: list[list[str]]) -> int:
     from rlhf_cli.training.run import last_metrics
     from rlhf_cli.training.status import read_status
 
-    table = Table(title=f"sweep {escape(sweep)}")
+    common = [override for override in jobs[0] if all(override in job for job in jobs)] if len(jobs) > 1 else []
+    caption = escape("all jobs: " + " ".join(common)) if common else None
+    table = Table(title=f"sweep {escape(sweep)}", caption=caption)
     for column in ("job", "overrides", "state", *(c.removeprefix("val/") for c in COLUMNS)):
         table.add_column(column, justify="left" if column in ("job", "overrides", "state") else "right")
     rows: list[dict[str, Any]] = []
@@ -35,7 +37,8 @@ def show(sweep: str, jobs: list[list[str]]) -> int:
         )
         style = "" if state == "done" else "bold red"
         numbers = [f"{metrics[c]:.3f}" if isinstance(metrics.get(c), float) else "–" for c in COLUMNS]
-        table.add_row(str(number), escape(" ".join(overrides)), state, *numbers, style=style)
+        varied = " ".join(override for override in overrides if override not in common)
+        table.add_row(str(number), escape(varied), state, *numbers, style=style)
     Console().print(table)
     for row in rows:
         if row["error"]:
