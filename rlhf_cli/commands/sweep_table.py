@@ -19,8 +19,10 @@ def show(sweep: str, jobs: list[list[str]]) -> int:
     common = [override for override in jobs[0] if all(override in job for job in jobs)] if len(jobs) > 1 else []
     caption = escape("all jobs: " + " ".join(common)) if common else None
     table = Table(title=f"sweep {escape(sweep)}", caption=caption)
-    for column in ("job", "overrides", "state", *(c.removeprefix("val/") for c in COLUMNS)):
-        table.add_column(column, justify="left" if column in ("job", "overrides", "state") else "right")
+    for column in ("job", "overrides", "state"):
+        table.add_column(column, overflow="fold")
+    for column in COLUMNS:
+        table.add_column(column.removeprefix("val/").removeprefix("response_"), justify="right")
     rows: list[dict[str, Any]] = []
     for number, overrides in enumerate(jobs):
         folder = Path(sweep) / str(number)
@@ -37,7 +39,7 @@ def show(sweep: str, jobs: list[list[str]]) -> int:
         )
         style = "" if state == "done" else "bold red"
         numbers = [f"{metrics[c]:.3f}" if isinstance(metrics.get(c), float) else "–" for c in COLUMNS]
-        varied = " ".join(override for override in overrides if override not in common)
+        varied = "\n".join(override for override in overrides if override not in common)
         table.add_row(str(number), escape(varied), state, *numbers, style=style)
     Console().print(table)
     for row in rows:
