@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "judge a checkpoint (or the untrained actor) on the test prompts",
     "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
     "data": "build the prefix data set and show it",
+    "reward-train": "train a reward model on ranked responses, for reward=learned",
     "models": "list the models; build the miniatures and say how good they are",
 }
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
@@ -46,7 +47,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    lines = "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    lines = "\n".join(f"  {name:13} {what}" for name, what in COMMANDS.items())
     return f"""rlhf {__version__}: reinforcement learning from human feedback, from the shell
 
 usage: rlhf <command> [group=option] [key=value] [--multirun] …
@@ -121,12 +122,13 @@ def _hydra(command: str, argv: list[str]) -> int:
     from rlhf_cli.config.compose import CONF
 
     sys.argv = [f"rlhf {command}", *argv]
-    task = import_module(f"rlhf_cli.commands.{command}").run
+    name = command.replace("-", "_")
+    task = import_module(f"rlhf_cli.commands.{name}").run
     if "--multirun" not in argv:
         task, failure = _quiet(task)
     else:
         failure = []
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)(task)()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(task)()
     if failure:
         raise failure[0]
     return 0
@@ -173,9 +175,9 @@ def _hydra_message(error: Exception) -> str:
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        from rlhf_cli.config.schema import EvalConfig, unknown_key
+        from rlhf_cli.config.schema import EvalConfig, RewardTrainConfig, unknown_key
 
-        return unknown_key(match[1], EvalConfig)
+        return unknown_key(match[1], RewardTrainConfig if match[1].startswith("reward_train") else EvalConfig)
     match = re.search(
         r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
     )

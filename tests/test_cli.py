@@ -26,12 +26,16 @@ def one(*overrides: str, command: str = "train"):
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if not o.startswith("scale=")])
 def test_every_option_composes(option: str) -> None:
-    needed = {"critic=none": ["algo=grpo"], "reward=python": ["reward.fn=a:b"]}.get(option, [])
+    needed = {
+        "critic=none": ["algo=grpo"],
+        "reward=python": ["reward.fn=a:b"],
+        "reward=learned": ["reward.path=a/b"],
+    }.get(option, [])
     assert one(option, *needed)
 
 
 @pytest.mark.parametrize("scale", ["auto", "mini", "full"])
-@pytest.mark.parametrize("command", ["train", "eval", "sample", "data", "models"])
+@pytest.mark.parametrize("command", ["train", "eval", "sample", "data", "models", "reward-train"])
 def test_every_command_composes_at_every_scale(command: str, scale: str) -> None:
     job = plan(command, [f"scale={scale}"], multirun=False, config_dir=None).jobs[0]
     assert job.scale in ("mini", "full")

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import Config, EvalConfig, validate
+from rlhf_cli.config.schema import Config, EvalConfig, RewardTrainConfig, validate
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -39,7 +39,7 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name=command):
 
         def composed(job: list[str]) -> DictConfig:
-            return compose(config_name=command, overrides=[*search, *job], return_hydra_config=True)
+            return compose(config_name=command.replace("-", "_"), overrides=[*search, *job], return_hydra_config=True)
 
         parser = OverridesParser.create()
         if multirun:
@@ -73,7 +73,8 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
         raise UserError(f"{missing[0]} must be given: rlhf {command} {missing[0]}=…")
-    schema = EvalConfig if command in ("eval", "sample") else Config
+    schemas: dict[str, type[Config]] = {"eval": EvalConfig, "sample": EvalConfig, "reward-train": RewardTrainConfig}
+    schema = schemas.get(command, Config)
     validate(values, schema)
     if schema is EvalConfig and values["checkpoint"] not in (None, "none"):
         folder = run_folder(values["checkpoint"])

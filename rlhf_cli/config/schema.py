@@ -244,6 +244,23 @@ class EvalConfig(Config):
     prefixes: list[str]
 
 
+class RewardTrain(Section):
+    data: str | None
+    prompts: int = Count
+    responses: int = Field(ge=2)
+    held_out: float = Field(gt=0, lt=1)
+    start: str | None
+    epochs: int = Count
+    batch: int = Count
+    lr: float = Field(gt=0)
+
+
+class RewardTrainConfig(Config):
+    """`rlhf reward-train`."""
+
+    reward_train: RewardTrain
+
+
 def validate(composed: dict[str, Any], schema: type[Config] = Config) -> Any:
     """Check a composed config; raise `UserError` with every fault in one message."""
     try:

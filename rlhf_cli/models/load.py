@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,23 +24,41 @@ def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.fl
 def load_critic(path: str, *, device: torch.device) -> Any:
     """The causal LM with its LM head replaced by a value head (`.score`), which starts at 0."""
     from transformers import AutoModelForTokenClassification
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the head is new by design: no warning about it
-    try:
+    with _no_warnings():
         critic = _load(AutoModelForTokenClassification, path, dtype=torch.float32, num_labels=1)
-    finally:
-        logging.set_verbosity(verbosity)
     torch.nn.init.zeros_(critic.score.weight)
     torch.nn.init.zeros_(critic.score.bias)
     return _without_dropout(critic).to(device)
 
 
-def load_classifier(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """A head that is new by design needs no warning about it."""
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_classifier(
+    path: str, *, device: torch.device, dtype: torch.dtype = torch.float32, labels: int | None = None
+) -> Any:
+    """`labels`: how many outputs a NEW head has, instead of the folder's own."""
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, path, dtype=dtype).eval().to(device)
+    kind = AutoModelForSequenceClassification
+    if labels is None:
+        return _load(kind, path, dtype=dtype).eval().to(device)
+    with _no_warnings():
+        model = _load(
+            kind, path, dtype=dtype, num_labels=labels, problem_type="regression", ignore_mismatched_sizes=True
+        )
+    return model.eval().to(device)
 
 
 def load_tokenizer(path: str) -> Any:

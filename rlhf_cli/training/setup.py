@@ -14,6 +14,7 @@ from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.classifier import Classifier
+from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
@@ -153,6 +154,14 @@ def scorer(config: Config, where: Compute, notify: Callable[[str], None]) -> tup
     score: Score
     if reward.fn:
         score = python_score(reward.fn)
+    elif reward.name == "learned":
+        if not reward.path:
+            raise UserError("reward=learned needs reward.path=<folder> (make one: rlhf reward-train)")
+        learned = LearnedReward(reward.path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+
+        def score(texts: Texts) -> torch.Tensor:
+            return learned.score(texts.view(reward.text))
+
     else:
         path = model_path(reward, config, notify)
         judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)

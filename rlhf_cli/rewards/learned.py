@@ -1,0 +1,57 @@
+"""A reward model learned from ranked responses: one number a text (InstructGPT, Ouyang et al. 2022, sec. 3.5)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.models.load import load_classifier, load_tokenizer
+
+SCALE_FILE = "reward_scale.json"
+
+
+class LearnedReward:
+    """r(text), minus its mean and over its standard deviation on held-out responses where the folder has them."""
+
+    def __init__(
+        self, path: str | Path, *, device: torch.device, batch_size: int, dtype: torch.dtype, new_head: bool = False
+    ) -> None:
+        """`new_head`: start a reward model from a classifier's trunk."""
+        self.model: Any = load_classifier(str(path), device=device, dtype=dtype, labels=1 if new_head else None)
+        self.tokenizer: Any = load_tokenizer(str(path))
+        self.device, self.batch_size = device, batch_size
+        if self.model.config.num_labels != 1:
+            raise UserError(
+                f"reward.path={path}: a model with {self.model.config.num_labels} outputs is no learned reward model "
+                "(make one: rlhf reward-train; for a classifier: reward=roberta_large reward.path=…)"
+            )
+        self.limit = min(self.model.config.max_position_embeddings - 2, self.tokenizer.model_max_length)
+        scale = Path(path) / SCALE_FILE
+        values = json.loads(scale.read_text()) if scale.exists() and not new_head else {"mean": 0.0, "std": 1.0}
+        self.mean, self.std = float(values["mean"]), float(values["std"])
+
+    def rewards(self, texts: list[str]) -> Float[Tensor, " N"]:
+        """The raw outputs of one forward pass, with gradient where that is on."""
+        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
+        inputs = {key: batch[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        return self.model(**inputs).logits.squeeze(-1).float()
+
+    @torch.inference_mode()
+    def score(self, texts: list[str]) -> Float[Tensor, " N"]:
+        """Normalised, on the CPU, in the order of the texts."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        result = torch.zeros(len(texts))
+        for at in range(0, len(order), self.batch_size):
+            chosen = order[at : at + self.batch_size]
+            result[chosen] = self.rewards([texts[i] for i in chosen]).cpu()
+        return (result - self.mean) / self.std
+
+    def save(self, folder: Path, *, mean: float, std: float) -> None:
+        """A plain Hugging Face folder with its own tokenizer, and the scale beside it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        (folder / SCALE_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n")

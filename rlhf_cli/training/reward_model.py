@@ -1,0 +1,106 @@
+"""Training a reward model on ranked responses."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.ranked import RankedGroup
+from rlhf_cli.rewards.scorer import joined
+from rlhf_cli.rl.losses import pairwise_loss
+from rlhf_cli.training.loop import roll_out
+from rlhf_cli.training.setup import Lab
+
+
+def synthesise(lab: Lab, *, prompts: int, responses: int, notify: Callable[[str], None]) -> list[RankedGroup]:
+    """Responses that the lab's actor samples on training prompts, ranked by the lab's reward: the judge."""
+    notify(f"sampling {responses} responses to each of {prompts} prompts, ranked by {lab.config.reward.name}")
+    groups, at_once = [], max(1, 64 // responses)
+    for step, start in enumerate(range(0, prompts, at_once), 1):
+        count = min(at_once, prompts - start)
+        chosen = lab.train.batch(step, count=at_once, seed=lab.config.seed)[:count]
+        batch = lab.train.prompts(chosen, group_size=responses)
+        rollout = roll_out(lab, batch, step=step, micro_batch_size=lab.config.rollout.micro_batch_size)
+        texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(responses)])
+        scores = lab.scorer(texts).score.tolist()
+        for row in range(0, len(scores), responses):
+            mine = scores[row : row + responses]
+            order = sorted(set(mine), reverse=True)
+            if len(order) > 1:
+                written = texts.responses[row : row + responses]
+                groups.append(RankedGroup(texts.prefixes[row], written, [order.index(s) for s in mine]))
+    return groups
+
+
+def collate(groups: list[RankedGroup]) -> tuple[list[str], Tensor, Tensor]:
+    """(texts, ranks, group ids) of all responses."""
+    texts = [joined(g.prompt, response) for g in groups for response in g.responses]
+    ranks = torch.tensor([rank for g in groups for rank in g.ranks])
+    ids = torch.tensor([i for i, g in enumerate(groups) for _ in g.responses])
+    return texts, ranks, ids
+
+
+def fit(
+    reward: LearnedReward,
+    groups: list[RankedGroup],
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    tick: Callable[[dict[str, float]], None],
+) -> None:
+    """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1)."""
+    rng = random.Random(f"{seed}/reward-train")
+    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
+    total, done = epochs * -(-len(groups) // batch), 0
+    reward.model.train()
+    for _ in range(epochs):
+        order = rng.sample(groups, len(groups))
+        for at in range(0, len(order), batch):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (done + 1) / 10) * (1 - 0.9 * done / total)
+            texts, ranks, ids = collate(order[at : at + batch])
+            loss, metrics = pairwise_loss(reward.rewards(texts), ranks.to(reward.device), ids.to(reward.device))
+            if not torch.isfinite(loss):
+                raise RuntimeError("the loss is not finite; lower reward_train.lr")
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+            right = float(metrics["correct"]) / max(1.0, float(metrics["pairs"]))
+            tick({"step": done, "train/pairwise_loss": float(loss.detach()), "train/pairwise_accuracy": right})
+    reward.model.eval()
+
+
+@torch.no_grad()
+def examine(reward: LearnedReward, groups: list[RankedGroup], *, bins: int = 10) -> tuple[dict[str, float], list[Any]]:
+    """(metrics, calibration) on held-out groups.
+
+    Calibration: for each bin of the predicted σ(r_a − r_b) ≥ ½, the mean prediction, how often a was ranked first, n.
+    """
+    texts, ranks, ids = collate(groups)
+    scores = reward.score(texts) * reward.std + reward.mean  # raw
+    loss, metrics = pairwise_loss(scores, ranks, ids)
+    better, worse = ((ids[:, None] == ids) & (ranks[:, None] < ranks)).nonzero(as_tuple=True)
+    sure = torch.sigmoid(scores[better] - scores[worse])
+    right = sure > 0.5
+    confidence = torch.where(right, sure, 1 - sure)
+    index = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    calibration = [
+        {"predicted": float(confidence[inside].mean()), "observed": float(right[inside].float().mean()), "n": n}
+        for i in range(bins)
+        if (n := int((inside := index == i).sum()))
+    ]
+    error = sum(row["n"] * abs(row["predicted"] - row["observed"]) for row in calibration) / max(1, len(sure))
+    return {
+        "val/pairwise_loss": float(loss),
+        "val/pairwise_accuracy": float(metrics["correct"]) / max(1.0, float(metrics["pairs"])),
+        "val/calibration_error": error,
+        "val/reward_mean": float(scores.mean()),
+        "val/reward_std": float(scores.std()),
+    }, calibration

@@ -1,0 +1,98 @@
+"""Reward models from ranked responses: reading, training, and using them as a reward."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import SMALL, TINY
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.miniatures import build
+from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.ranked import RankedGroup, read_ranked
+from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.reward_model import collate, examine
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "Recipe", lambda: TINY)
+        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ('{"responses": ["a", "b"]}', 'line 2: "prompt"'),
+        ('{"prompt": "x", "responses": ["a"]}', "at least 2"),
+        ('{"prompt": "x", "responses": ["a", "b"], "ranks": [1]}', "2 whole numbers"),
+        ('{"prompt": "x", "responses": ["a", "b"], "ranks": [1, 1]}', "nothing is preferred"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "ranked.jsonl"
+    file.write_text('{"prompt": "x", "responses": ["a", "b"]}\n' + line + "\n")
+    with pytest.raises(UserError, match=message):
+        read_ranked(file)
+
+
+def ranked_file(folder: Path, count: int) -> Path:
+    """The response with "dull" in it is the better one."""
+    rows = [
+        {"prompt": f"Film {i} is", "responses": [f"dull number {i}.", f"bright number {i}.", f"great number {i}."],
+         "ranks": [0, 1, 1]}
+        for i in range(count)
+    ]  # fmt: skip
+    file = folder / "ranked.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def test_collate_keeps_groups_together() -> None:
+    groups = [RankedGroup("A", ["x", "y"], [0, 1]), RankedGroup("B", ["z", "v", "w"], [1, 0, 0])]
+    texts, ranks, ids = collate(groups)
+    assert texts == ["A x", "A y", "B z", "B v", "B w"]
+    assert ranks.tolist() == [0, 1, 1, 0, 0]
+    assert ids.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_learns_a_preference_from_a_file_and_then_rewards_with_it(cache, tmp_path: Path) -> None:
+    data, run = ranked_file(tmp_path, 60), tmp_path / "rm"
+    options = [f"reward_train.data={data}", "reward_train.lr=1e-3", "reward_train.epochs=8", f"hydra.run.dir={run}"]
+    assert dispatch(["reward-train", *SMALL, *options]) == 0
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert rows[-1]["val/pairwise_accuracy"] > 0.95
+    assert rows[-1]["val/pairwise_loss"] < rows[0]["val/pairwise_loss"]
+    bins = json.loads((run / "calibration.json").read_text())
+    assert sum(row["n"] for row in bins) == 12 * 2  # two pairs a held-out prompt: ties make none
+    folder = run / "reward_model"
+    reward = LearnedReward(folder, device=torch.device("cpu"), batch_size=4, dtype=torch.float32)
+    dull, great = reward.score(["Film 3 is dull number 3.", "Film 3 is great number 3."]).tolist()
+    assert dull > great
+    everything = [f"Film {i} is {word} number {i}." for i in range(12) for word in ("dull", "bright", "great")]
+    scores = reward.score(everything)  # the held-out responses
+    assert abs(float(scores.mean())) < 0.05
+    assert float(scores.std()) == pytest.approx(1, abs=0.05)
+    used = ["reward=learned", f"reward.path={folder}", "steps=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert dispatch(["train", *SMALL, *used]) == 0
+    metrics, _ = examine(reward, read_ranked(data)[:12])
+    assert metrics["val/pairwise_accuracy"] == pytest.approx(rows[-1]["val/pairwise_accuracy"])
+
+
+def test_synthesises_from_a_judge(cache, tmp_path: Path) -> None:
+    options = ["reward_train.prompts=8", "reward_train.responses=3", "reward_train.epochs=1"]
+    assert dispatch(["reward-train", *SMALL, *options, f"hydra.run.dir={tmp_path}"]) == 0
+    assert (tmp_path / "reward_model" / "config.json").exists()
+
+
+def test_a_classifier_is_no_learned_reward(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = build.miniature("roberta_base", source="generated", cache_dir=tmp_path)
+    assert dispatch(["train", *SMALL, "reward=learned", f"reward.path={folder}", f"hydra.run.dir={tmp_path}/r"]) == 2
+    assert "rlhf reward-train" in capsys.readouterr().err
+    assert dispatch(["train", *SMALL, "reward=learned"]) == 2
+    assert "reward.path must be given" in capsys.readouterr().err
