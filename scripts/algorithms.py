@@ -27,6 +27,8 @@ def run(algo: str, seed: int, folder: Path, steps: int) -> None:
         return
     print(f"{algo}, seed {seed}", flush=True)
     options = ["scale=mini", "tracking=none", f"steps={steps}", f"seed={seed}", "val.every=0", "checkpoint.every=0"]
+    if algo == "grpo_iterative":
+        options.append("algo.retrain_epochs=0")  # the same fixed reward for all
     command = [sys.executable, "-m", "rlhf_cli", "train", f"algo={algo}", *options, "resume=auto"]
     done = subprocess.run([*command, f"hydra.run.dir={folder}"], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:

@@ -30,6 +30,7 @@ def test_every_option_composes(option: str) -> None:
         "critic=none": ["algo=grpo"],
         "reward=python": ["reward.fn=a:b"],
         "reward=learned": ["reward.path=a/b"],
+        "algo=grpo_iterative": ["reward=learned", "reward.path=a/b"],
     }.get(option, [])
     assert one(option, *needed)
 
@@ -54,6 +55,8 @@ def test_every_command_composes_at_every_scale(command: str, scale: str) -> None
         (["val.prompts=301"], "data.test=300"),
         (["reward=python"], "reward.fn must be given"),
         (["data.train=100"], "multiple of 3"),
+        (["algo=grpo_iterative"], "rlhf reward-train"),
+        (["algo.retrain_epochs=1"], "needs algo=grpo_iterative"),
     ],
 )
 def test_contradictions_are_refused_with_the_fix(overrides: list[str], message: str) -> None:

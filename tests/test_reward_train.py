@@ -90,6 +90,45 @@ def test_synthesises_from_a_judge(cache, tmp_path: Path) -> None:
     assert (tmp_path / "reward_model" / "config.json").exists()
 
 
+def test_iterative_grpo_trains_its_reward_model_on_and_resumes(cache, tmp_path: Path) -> None:
+    options = ["reward_train.prompts=8", "reward_train.responses=3", "reward_train.epochs=1"]
+    assert dispatch(["reward-train", *SMALL, *options, f"hydra.run.dir={tmp_path / 'rm'}"]) == 0
+    common = ["train", *SMALL, "algo=grpo_iterative", "algo.group_size=4", "algo.refresh_reference=2", "steps=5"]
+    common += ["reward=learned", f"reward.path={tmp_path / 'rm' / 'reward_model'}", "algo.retrain_lr=1e-3"]
+    assert dispatch([*common, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
+    assert dispatch([*common, "steps=3", f"hydra.run.dir={tmp_path / 'cut'}"]) == 0
+    assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=5"]) == 0
+    whole, cut = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut"))
+    for step in (4, 5):
+        for key in ("train/score", "train/kl", "train/grad_norm"):
+            assert cut[step][key] == whole[step][key], key
+    assert "train/reward_model_accuracy" in whole[2]
+    assert whole[4]["train/reward_model_accuracy"] == cut[4]["train/reward_model_accuracy"]
+    one, other = (tmp_path / "rm" / "reward_model", tmp_path / "whole" / "checkpoints" / "step_000005" / "reward_model")
+    assert (one / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()
+
+
+def test_replay_mixes_in_its_share() -> None:
+    from rlhf_cli.training import continual
+
+    seen: list[int] = []
+
+    def fake_fit(reward, groups, *, tick, **_):
+        seen.append(len(groups))
+        tick({"train/pairwise_accuracy": 1.0})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(continual, "fit", fake_fit)
+        group = RankedGroup("A", ["x", "y"], [0, 1])
+        more = {"history": 0.1, "epochs": 1, "batch": 4, "lr": 1e-3, "seed": 0}
+        learner = continual.Continual(reward=None, judge=None, fresh=[group] * 90, replay=[group] * 50, **more)
+        assert learner.train(20)["train/replayed_groups"] == 10
+        assert learner.train(40) == {}
+    assert seen == [100]
+    assert len(learner.replay) == 140
+    assert not learner.fresh
+
+
 def test_a_classifier_is_no_learned_reward(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = build.miniature("roberta_base", source="generated", cache_dir=tmp_path)
     assert dispatch(["train", *SMALL, "reward=learned", f"reward.path={folder}", f"hydra.run.dir={tmp_path}/r"]) == 2

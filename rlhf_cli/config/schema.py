@@ -106,6 +106,10 @@ class Algo(Section):
     refill_tries: int = Count
     overlong_buffer: int = CountOrZero
     refresh_reference: int = CountOrZero
+    retrain_epochs: int = CountOrZero
+    retrain_history: float = Field(ge=0, lt=1)
+    retrain_lr: float = Field(gt=0)
+    retrain_judge: str | None
     update: Literal["gradient", "trust_region"]
     delta: float = Field(gt=0)
     damping: float = Field(gt=0)
@@ -138,6 +142,11 @@ class Algo(Section):
             raise ValueError(
                 "algo.surrogate=policy_gradient is on-policy, one update a batch: set algo.epochs=1 "
                 "algo.minibatches=1, or correct for older updates with algo.surrogate=ratio"
+            )
+        if self.retrain_epochs and not (grouped and self.refresh_reference and self.filter == "none"):
+            raise ValueError(
+                "algo.retrain_epochs ranks the responses to one prompt at each algo.refresh_reference: it needs "
+                "algo=grpo_iterative, or algo.retrain_epochs=0"
             )
         if self.update == "trust_region" and self.ptx:
             raise ValueError("algo.update=trust_region takes no algo.ptx: set algo.ptx=0 or algo.update=gradient")
@@ -213,6 +222,11 @@ class Config(Section):
         batch, algo = self.rollout.batch_size, self.algo
         if algo.needs_critic and self.critic.name == "none" and not self.critic.path:
             raise ValueError(f"algo.advantage={algo.advantage} needs a critic: drop critic=none, or use algo=grpo")
+        if algo.retrain_epochs and self.reward.name != "learned":
+            raise ValueError(
+                f"algo={algo.name} trains its reward model on: reward={self.reward.name} is fixed. Make one (rlhf "
+                "reward-train) and give reward=learned reward.path=<folder>, or keep it fixed: algo.retrain_epochs=0"
+            )
         if algo.update == "trust_region" and self.critic.name == "shared":
             raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
         if algo.overlong_buffer > self.rollout.max_response_length:

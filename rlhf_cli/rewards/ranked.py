@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.rewards.scorer import Texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,18 @@ class RankedGroup:
     prompt: str
     responses: list[str]
     ranks: list[int]
+
+
+def ranked(texts: Texts, scores: list[float], size: int) -> list[RankedGroup]:
+    """Groups of `size` neighbouring responses to one prefix, ranked by score; groups of equal scores say nothing."""
+    groups = []
+    for row in range(0, len(scores), size):
+        mine = scores[row : row + size]
+        order = sorted(set(mine), reverse=True)
+        if len(order) > 1:
+            ranks = [order.index(score) for score in mine]
+            groups.append(RankedGroup(texts.prefixes[row], texts.responses[row : row + size], ranks))
+    return groups
 
 
 def read_ranked(path: str | Path) -> list[RankedGroup]:

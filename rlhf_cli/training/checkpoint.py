@@ -30,6 +30,8 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
         lab.critic.save_pretrained(temporary / "critic")
     if lab.config.algo.refresh_reference:
         lab.reference.save_pretrained(temporary / "reference")
+    if lab.continual:
+        lab.continual.save(temporary)
     torch.save(state.trainer(), temporary / "trainer.pt")
     (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
     files = sorted(path for path in temporary.rglob("*") if path.is_file())

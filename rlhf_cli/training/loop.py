@@ -82,8 +82,11 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
         metrics["train/groups_drawn"] = drawn
     state.kl.update(metrics["train/kl"], len(rollout))
     state.kl_old.update(metrics["train/approx_kl"], len(rollout))
+    if lab.continual:
+        lab.continual.collect(texts, algo.group_size)
     if algo.refresh_reference and step % algo.refresh_reference == 0:
         lab.reference.load_state_dict(lab.actor.state_dict())
+        metrics |= lab.continual.train(step) if lab.continual else {}
     tokens = int(rollout.lengths.sum())
     metrics |= clock.seconds | {"throughput/tokens_per_s": tokens / sum(clock.seconds.values())}
     return metrics | {"memory/peak_mb": peak_mb(lab.compute.device)}

@@ -8,30 +8,25 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup
+from rlhf_cli.rewards.ranked import RankedGroup, ranked
 from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.rl.losses import pairwise_loss
-from rlhf_cli.training.loop import roll_out
-from rlhf_cli.training.setup import Lab
 
 
-def synthesise(lab: Lab, *, prompts: int, responses: int, notify: Callable[[str], None]) -> list[RankedGroup]:
+def synthesise(lab: Any, *, prompts: int, responses: int, notify: Callable[[str], None]) -> list[RankedGroup]:
     """Responses that the lab's actor samples on training prompts, ranked by the lab's reward: the judge."""
+    from rlhf_cli.training.loop import roll_out  # the loop itself imports this module's `fit`
+
     notify(f"sampling {responses} responses to each of {prompts} prompts, ranked by {lab.config.reward.name}")
-    groups, at_once = [], max(1, 64 // responses)
+    groups: list[RankedGroup] = []
+    at_once = max(1, 64 // responses)
     for step, start in enumerate(range(0, prompts, at_once), 1):
         count = min(at_once, prompts - start)
         chosen = lab.train.batch(step, count=at_once, seed=lab.config.seed)[:count]
         batch = lab.train.prompts(chosen, group_size=responses)
         rollout = roll_out(lab, batch, step=step, micro_batch_size=lab.config.rollout.micro_batch_size)
         texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(responses)])
-        scores = lab.scorer(texts).score.tolist()
-        for row in range(0, len(scores), responses):
-            mine = scores[row : row + responses]
-            order = sorted(set(mine), reverse=True)
-            if len(order) > 1:
-                written = texts.responses[row : row + responses]
-                groups.append(RankedGroup(texts.prefixes[row], written, [order.index(s) for s in mine]))
+        groups += ranked(texts, lab.scorer(texts).score.tolist(), responses)
     return groups
 
 
@@ -54,6 +49,21 @@ def fit(
     tick: Callable[[dict[str, float]], None],
 ) -> None:
     """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1)."""
+    with torch.random.fork_rng(devices=[reward.device] if reward.device.type == "cuda" else []):
+        torch.manual_seed(seed)  # dropout is on: its draws belong to this call alone
+        _fit(reward, groups, epochs=epochs, batch=batch, lr=lr, seed=seed, tick=tick)
+
+
+def _fit(
+    reward: LearnedReward,
+    groups: list[RankedGroup],
+    *,
+    epochs: int,
+    batch: int,
+    lr: float,
+    seed: int,
+    tick: Callable[[dict[str, float]], None],
+) -> None:
     rng = random.Random(f"{seed}/reward-train")
     optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
     total, done = epochs * -(-len(groups) // batch), 0

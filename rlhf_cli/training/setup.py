@@ -18,6 +18,7 @@ from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.training.continual import Continual
 from rlhf_cli.training.pretraining import Pretraining
 
 MINIATURE_SEED = 0
@@ -46,11 +47,11 @@ class Lab:
     reference: Any
     critic: Any | None
     scorer: Scorer
-    classifier: Classifier | None
     train: PromptSet
     test: PromptSet
     eos: tuple[int, ...]
     pretraining: Pretraining | None = None
+    continual: Continual | None = None
 
     @property
     def pad(self) -> int:
@@ -148,30 +149,55 @@ def pretraining(config: Config, tokenizer: Any) -> Pretraining | None:
 PTX_TEXTS = 2000
 
 
-def scorer(config: Config, where: Compute, notify: Callable[[str], None]) -> tuple[Scorer, Classifier | None]:
+def continual(
+    config: Config, learned: LearnedReward | None, where: Compute, notify: Callable[[str], None]
+) -> Continual | None:
+    """What trains the reward model on during the run, if `algo.retrain_epochs` asks for it."""
+    algo, reward = config.algo, config.reward
+    if not algo.retrain_epochs or learned is None:
+        return None
+    path = algo.retrain_judge
+    if path is None or path in LABELERS:
+        name = path or "roberta_large"
+        path = model_path(Model(name=name, hub=LABELERS[name], path=None), config, notify)
+    judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+    return Continual(
+        reward=learned,
+        judge=lambda texts: judge.score(texts.view(reward.text), reward.target),
+        history=algo.retrain_history,
+        epochs=algo.retrain_epochs,
+        batch=16,
+        lr=algo.retrain_lr,
+        seed=config.seed,
+    )
+
+
+def scorer(
+    config: Config, where: Compute, notify: Callable[[str], None], *, learned_path: str | None = None
+) -> tuple[Scorer, LearnedReward | None]:
+    """The reward, and the model behind it where it is a learned one; `learned_path` is a checkpoint's."""
     reward, penalty = config.reward, config.penalty
-    classifier: Classifier | None = None
+    learned: LearnedReward | None = None
     score: Score
     if reward.fn:
         score = python_score(reward.fn)
     elif reward.name == "learned":
-        if not reward.path:
-            raise UserError("reward=learned needs reward.path=<folder> (make one: rlhf reward-train)")
-        learned = LearnedReward(reward.path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+        path = learned_path or str(reward.path)
+        model = LearnedReward(path, device=where.device, batch_size=reward.batch_size, dtype=torch.float32)
+        learned = model
 
         def score(texts: Texts) -> torch.Tensor:
-            return learned.score(texts.view(reward.text))
+            return model.score(texts.view(reward.text))
 
     else:
         path = model_path(reward, config, notify)
         judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
         judge.score(["A film."], reward.target)  # a missing class stops here, not after the first rollout
-        classifier = judge
 
         def score(texts: Texts) -> torch.Tensor:
             return judge.score(texts.view(reward.text), reward.target)
 
-    return Scorer(score, penalty.weight, penalty.n, penalty.level), classifier
+    return Scorer(score, penalty.weight, penalty.n, penalty.level), learned
 
 
 def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> Any:
@@ -222,12 +248,13 @@ def make_lab(
     actor: str | None = None,
     critic: str | None = None,
     reference: str | None = None,
+    reward: str | None = None,
 ) -> Lab:
     """Load everything; the named folders are of a checkpoint, to start from instead of the config's models."""
     torch.manual_seed(config.seed)
     where = compute(config)
     base = model_path(config.actor, config, notify)
-    judge, classifier = scorer(config, where, notify)
+    judge, learned = scorer(config, where, notify, learned_path=reward)
     rows = prefixes(config, where, notify)
     notify("loading models")
     tokenizer = load_tokenizer(base)
@@ -258,11 +285,11 @@ def make_lab(
         reference=reference,
         critic=value_model,
         scorer=judge,
-        classifier=classifier,
         train=PromptSet.make(rows["train"], template, tokenizer, pad_id=pad),
         test=PromptSet.make(test, template, tokenizer, pad_id=pad),
         eos=ends,
         pretraining=pretraining(config, tokenizer),
+        continual=continual(config, learned, where, notify),
     )
 
 
