@@ -38,6 +38,9 @@ def draw(runs: list[Path], out: Path) -> None:
             for name, color in CLASSES.items():
                 values = [row[f"val/score/{name}"] for row in rows]
                 axes[0].plot(steps, values, color=color, linewidth=1, linestyle="--", label=f"{name} prefixes")
+            gold = [row.get("val/gold_score") for row in rows]
+            if None not in gold:
+                axes[0].plot(steps, gold, color="#c99700", linewidth=1.4, linestyle=":", label="gold judge")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

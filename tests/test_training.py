@@ -48,7 +48,9 @@ def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:
     for key in ("score", "reward", "kl", "kl_k3", "entropy", "approx_kl", "clipfrac", "ratio_max", "value_loss",
                 "grad_norm", "response_length", "eos_rate", "repetition", "beta", "lr"):  # fmt: skip
         assert f"train/{key}" in rows[1], key
-    assert {"val/score", "val/kl", "val/perplexity", "val/distinct_1", "val/score/neutral"} <= rows[0].keys()
+    assert {"val/score", "val/kl", "val/perplexity", "val/distinct_1", "val/score/neutral", "val/gold_score"} <= rows[
+        0
+    ].keys()
     assert abs(rows[1]["train/kl"]) < 1e-4  # the first rollouts come from the reference itself
     sample = read_jsonl(tmp_path / "samples.jsonl")[0]
     assert {"step", "prompt", "prefix", "response", "class", "score", "parts"} == sample.keys()
@@ -157,6 +159,15 @@ def test_a_failing_job_does_not_stop_a_sweep(tmp_path: Path, capsys: pytest.Capt
     assert "no reward today" in read_status(sweep / "0")["error"]
     assert "failed" in capsys.readouterr().out
     assert not [p for p in sweep.rglob("*") if "=" in p.name]
+
+
+def test_the_lexicon_as_a_reward_is_its_own_gold(tmp_path: Path) -> None:
+    assert train(tmp_path, "reward=vader", "steps=1") == 0
+    for row in numbers(tmp_path):
+        assert row["val/gold_score"] == pytest.approx(row["val/score"])
+    assert train(tmp_path / "other", "reward=vader", "reward.target=neutral", "steps=1") == 2
+    assert train(tmp_path / "none", "gold=none", "steps=1") == 0
+    assert "val/gold_score" not in numbers(tmp_path / "none")[0]
 
 
 def test_a_signal_saves_and_exits_143(tmp_path: Path) -> None:

@@ -21,13 +21,13 @@ class Model(Section):
     path: str | None
 
 
-class Reward(Section):
-    name: str
-    hub: str | None
-    path: str | None
+class Gold(Model):
     target: str
     text: Literal["response", "prefix_response", "chat"]
     batch_size: int = Count
+
+
+class Reward(Gold):
     fn: str | None
 
 
@@ -207,6 +207,7 @@ class Config(Section):
     actor: Model
     critic: Model
     reward: Reward
+    gold: Gold
     data: Data
     prompt: Prompt
     algo: Algo

@@ -117,6 +117,8 @@ def validation_text(step: int, metrics: Mapping[str, float]) -> str:
     """`validation at 20: score 0.62 (positive 0.50 neutral 0.60 negative 0.80) repetition 0.01`."""
     classes = [f"{name} {metrics[key]:.2f}" for name in CLASSES if (key := f"val/score/{name}") in metrics]
     text = f"validation at {step}: score {metrics['val/score']:.2f}"
+    if "val/gold_score" in metrics:
+        text += f" gold {metrics['val/gold_score']:.2f}"
     text += f" ({' '.join(classes)})" if classes else ""
     return text + (f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else "")
 

@@ -23,6 +23,8 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     texts = lab.texts(rollout, prompts, chosen)
     rewards = lab.scorer(texts)
     metrics = validation_metrics(experience, texts, rewards, prompts.classes)
+    if lab.gold:
+        metrics["val/gold_score"] = float(lab.gold(texts).mean())
     if lab.pretraining:
         metrics["val/ptx_perplexity"] = lab.pretraining.perplexity(lab)
     return metrics, sample_rows(texts, rewards, prompts.classes)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config, Model
+from rlhf_cli.config.schema import Config, Gold, Model
+from rlhf_cli.data.lexicon import vader_labels, vader_share
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
@@ -52,6 +53,8 @@ class Lab:
     eos: tuple[int, ...]
     pretraining: Pretraining | None = None
     continual: Continual | None = None
+    gold: Score | None = None
+    """The judge that is not trained on."""
 
     @property
     def pad(self) -> int:
@@ -190,19 +193,22 @@ def scorer(
             return model.score(texts.view(reward.text))
 
     else:
-        path = model_path(reward, config, notify)
-        judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
-        judge.score(["A film."], reward.target)  # a missing class stops here, not after the first rollout
-
-        def score(texts: Texts) -> torch.Tensor:
-            return judge.score(texts.view(reward.text), reward.target)
-
+        score = sentiment(reward, config, where, notify)
     return Scorer(score, penalty.weight, penalty.n, penalty.level), learned
+
+
+def sentiment(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
+    """P(target) of a classifier, or the lexicon's share of it, on the view that the config names."""
+    if judge.name == "vader":
+        return lambda texts: torch.tensor(vader_share(texts.view(judge.text), judge.target))
+    path = model_path(judge, config, notify)
+    classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
+    classifier.score(["A film."], judge.target)  # a missing class stops here, not after the first rollout
+    return lambda texts: classifier.score(texts.view(judge.text), judge.target)
 
 
 def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> Any:
     """The balanced prefix data set (a `datasets.DatasetDict`), from the cache or built now."""
-    from rlhf_cli.data.lexicon import vader_labels
     from rlhf_cli.data.prefixes import load_prefixes
 
     data = config.data
@@ -290,6 +296,7 @@ def make_lab(
         eos=ends,
         pretraining=pretraining(config, tokenizer),
         continual=continual(config, learned, where, notify),
+        gold=None if config.gold.name == "none" else sentiment(config.gold, config, where, notify),
     )
 
 
