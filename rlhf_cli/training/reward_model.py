@@ -51,40 +51,27 @@ def fit(
     """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1)."""
     with torch.random.fork_rng(devices=[reward.device] if reward.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout is on: its draws belong to this call alone
-        _fit(reward, groups, epochs=epochs, batch=batch, lr=lr, seed=seed, tick=tick)
-
-
-def _fit(
-    reward: LearnedReward,
-    groups: list[RankedGroup],
-    *,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    tick: Callable[[dict[str, float]], None],
-) -> None:
-    rng = random.Random(f"{seed}/reward-train")
-    optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
-    total, done = epochs * -(-len(groups) // batch), 0
-    reward.model.train()
-    for _ in range(epochs):
-        order = rng.sample(groups, len(groups))
-        for at in range(0, len(order), batch):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (done + 1) / 10) * (1 - 0.9 * done / total)
-            texts, ranks, ids = collate(order[at : at + batch])
-            loss, metrics = pairwise_loss(reward.rewards(texts), ranks.to(reward.device), ids.to(reward.device))
-            if not torch.isfinite(loss):
-                raise RuntimeError("the loss is not finite; lower reward_train.lr")
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            done += 1
-            right = float(metrics["correct"]) / max(1.0, float(metrics["pairs"]))
-            tick({"step": done, "train/pairwise_loss": float(loss.detach()), "train/pairwise_accuracy": right})
-    reward.model.eval()
+        rng = random.Random(f"{seed}/reward-train")
+        optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
+        total, done = epochs * -(-len(groups) // batch), 0
+        reward.model.train()
+        for _ in range(epochs):
+            order = rng.sample(groups, len(groups))
+            for at in range(0, len(order), batch):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr * min(1.0, (done + 1) / 10) * (1 - 0.9 * done / total)
+                texts, ranks, ids = collate(order[at : at + batch])
+                loss, metrics = pairwise_loss(reward.rewards(texts), ranks.to(reward.device), ids.to(reward.device))
+                if not torch.isfinite(loss):
+                    raise RuntimeError("the loss is not finite; lower reward_train.lr")
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                done += 1
+                right = float(metrics["correct"]) / max(1.0, float(metrics["pairs"]))
+                tick({"step": done, "train/pairwise_loss": float(loss.detach()), "train/pairwise_accuracy": right})
+        reward.model.eval()
 
 
 @torch.no_grad()
