@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a policy with PPO, GRPO and their relatives",
     "eval": "judge a checkpoint (or the untrained actor) on the test prompts",
     "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
+    "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
     "models": "list the models; build the miniatures and say how good they are",
@@ -158,8 +159,9 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     for before, word in zip(["", *argv], argv, strict=False):
         is_word = "=" not in word and not word.startswith(("-", "~", "+")) and before not in takes_value
         (words if is_word else rest).append(word)
-    if command == "sample" and words:
-        return [*rest, "prefixes=[" + ",".join(_quoted(word) for word in words) + "]"]
+    key = {"sample": "prefixes", "probe": "probe.texts"}.get(command)
+    if key and words:
+        return [*rest, f"{key}=[" + ",".join(_quoted(word) for word in words) + "]"]
     return argv
 
 
@@ -175,9 +177,10 @@ def _hydra_message(error: Exception) -> str:
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        from rlhf_cli.config.schema import EvalConfig, RewardTrainConfig, unknown_key
+        from rlhf_cli.config.schema import Config, EvalConfig, ProbeConfig, RewardTrainConfig, unknown_key
 
-        return unknown_key(match[1], RewardTrainConfig if match[1].startswith("reward_train") else EvalConfig)
+        own: dict[str, type[Config]] = {"reward_train": RewardTrainConfig, "probe": ProbeConfig}
+        return unknown_key(match[1], own.get(match[1].partition(".")[0], EvalConfig))
     match = re.search(
         r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
     )

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import Config, EvalConfig, RewardTrainConfig, validate
+from rlhf_cli.config.schema import Config, EvalConfig, ProbeConfig, RewardTrainConfig, validate
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -73,7 +73,12 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
         raise UserError(f"{missing[0]} must be given: rlhf {command} {missing[0]}=…")
-    schemas: dict[str, type[Config]] = {"eval": EvalConfig, "sample": EvalConfig, "reward-train": RewardTrainConfig}
+    schemas: dict[str, type[Config]] = {
+        "eval": EvalConfig,
+        "sample": EvalConfig,
+        "reward-train": RewardTrainConfig,
+        "probe": ProbeConfig,
+    }
     schema = schemas.get(command, Config)
     validate(values, schema)
     if schema is EvalConfig and values["checkpoint"] not in (None, "none"):

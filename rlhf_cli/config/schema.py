@@ -276,6 +276,20 @@ class RewardTrainConfig(Config):
     reward_train: RewardTrain
 
 
+class Probe(Section):
+    texts: list[str]
+    file: str | None
+    run: str | None
+    reviews: int = Count
+    models: list[str] = Field(min_length=1)
+
+
+class ProbeConfig(Config):
+    """`rlhf probe`."""
+
+    probe: Probe
+
+
 def validate(composed: dict[str, Any], schema: type[Config] = Config) -> Any:
     """Check a composed config; raise `UserError` with every fault in one message."""
     try:

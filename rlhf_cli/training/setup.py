@@ -159,10 +159,7 @@ def continual(
     algo, reward = config.algo, config.reward
     if not algo.retrain_epochs or learned is None:
         return None
-    path = algo.retrain_judge
-    if path is None or path in LABELERS:
-        name = path or "roberta_large"
-        path = model_path(Model(name=name, hub=LABELERS[name], path=None), config, notify)
+    path = classifier_path(algo.retrain_judge or "roberta_large", config, notify)
     judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
     return Continual(
         reward=learned,
@@ -212,7 +209,7 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
     from rlhf_cli.data.prefixes import load_prefixes
 
     data = config.data
-    identity = labeler_path(config, notify) if data.labeler != "vader" else "vader"
+    identity = classifier_path(data.labeler, config, notify) if data.labeler != "vader" else "vader"
 
     def label(texts: list[str]) -> list[Sentiment]:
         if data.labeler == "vader":
@@ -234,17 +231,17 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
     )
 
 
-LABELERS = {
+CLASSIFIERS = {
     "roberta_large": "j-hartmann/sentiment-roberta-large-english-3-classes",
     "roberta_base": "cardiffnlp/twitter-roberta-base-sentiment-latest",
 }
 
 
-def labeler_path(config: Config, notify: Callable[[str], None]) -> str:
-    labeler = config.data.labeler
-    if labeler not in LABELERS:
-        return labeler
-    return model_path(Model(name=labeler, hub=LABELERS[labeler], path=None), config, notify)
+def classifier_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
+    """Of a named classifier at this run's scale; other names are folders or hub ids already."""
+    if name not in CLASSIFIERS:
+        return name
+    return model_path(Model(name=name, hub=CLASSIFIERS[name], path=None), config, notify)
 
 
 def make_lab(

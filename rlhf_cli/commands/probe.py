@@ -1,0 +1,96 @@
+"""rlhf probe"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+SHOWN = 4
+"""Texts whose readings are printed; all are counted, and written to probe.json."""
+
+
+def run(cfg: DictConfig) -> None:
+    """How reward models judge texts, bare and wrapped as a chat; writes probe.json."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_cli.config.compose import settle
+    from rlhf_cli.data.reviews import SENTIMENTS
+    from rlhf_cli.evaluation.probe import probe, rates
+    from rlhf_cli.models.load import class_index
+    from rlhf_cli.rewards.classifier import Classifier
+    from rlhf_cli.training.setup import classifier_path, compute
+    from rlhf_cli.training.status import write_atomic
+
+    hydra = HydraConfig.get()
+    config = settle("probe", cfg, list(hydra.overrides.task))
+    where = compute(config)
+
+    def notify(text: str) -> None:
+        print(text, flush=True)
+
+    texts, known = gather(config)
+    notify(f"scale={config.scale}: {len(texts)} texts under {', '.join(config.probe.models)}")
+    models: dict[str, Any] = {}
+    for name in config.probe.models:
+        path = classifier_path(name, config, notify)
+        judge = Classifier(path, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype)
+        columns = [class_index(judge.model, label) for label in SENTIMENTS]
+        models[name] = lambda batch, judge=judge, columns=columns: judge.probabilities(batch)[:, columns]
+    readings = probe(texts, known, models, system=config.prompt.system or "")
+    table = rates(readings)
+    folder = Path(hydra.runtime.output_dir)
+    kept = {"texts": texts, "readings": [asdict(r) for r in readings], "rates": table}
+    write_atomic(folder / "probe.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    show(texts, readings, table)
+    notify(f"written: {folder / 'probe.json'}")
+
+
+def gather(config: Any) -> tuple[list[str], list[str | None]]:
+    """(texts, their known labels): typed ones, a file's, a run's samples; else the example and reviews."""
+    from rlhf_cli.config.errors import UserError
+    from rlhf_cli.data.sources import load_reviews
+    from rlhf_cli.evaluation.probe import EXAMPLE
+    from rlhf_cli.rewards.scorer import joined
+    from rlhf_cli.tracking.jsonl import read_jsonl
+
+    wanted = config.probe
+    if wanted.texts:
+        return list(wanted.texts), [None] * len(wanted.texts)
+    if wanted.run:
+        path = Path(wanted.run).expanduser() / "samples.jsonl"
+        if not path.is_file():
+            raise UserError(f"probe.run={wanted.run}: no samples.jsonl is there (give a run's folder)")
+        texts = [joined(row["prefix"], row["response"]) for row in read_jsonl(path)]
+        return texts, [None] * len(texts)
+    reviews = load_reviews(wanted.file or config.data.source, seed=config.seed + 1, limit=wanted.reviews)
+    return [EXAMPLE, *(r.text for r in reviews)], ["negative", *(r.label for r in reviews)]
+
+
+def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_cli.data.reviews import SENTIMENTS
+    from rlhf_cli.tracking.text import printable
+
+    console = Console()
+    for i, text in enumerate(texts[:SHOWN]):
+        console.print(Text(f"{i + 1}. {printable(text)}"))
+        shown = Table("model", "wrapping", "label", *SENTIMENTS)
+        for r in (r for r in readings if r.text == i):
+            label = r.label + (" ← flipped" if r.flipped else "") + (" (misread)" if r.misread else "")
+            style = "bold red" if r.flipped else "yellow" if r.misread else ""
+            shown.add_row(r.model, r.wrapping, label, *(f"{r.probabilities[s]:.2f}" for s in SENTIMENTS), style=style)
+        console.print(shown)
+    summary = Table("model", "wrapping", "flips", "rate", "95 %", "misread", title=f"all {len(texts)} texts")
+    for row in table:
+        misread = "–" if row["misread"] is None else f"{row['misread']} of {row['known']}"
+        interval = f"{row['flip_low']:.3f} to {row['flip_high']:.3f}"
+        flips = (
+            ("–", "–", "–") if row["wrapping"] == "bare" else (str(row["flips"]), f"{row['flip_rate']:.3f}", interval)
+        )
+        summary.add_row(row["model"], row["wrapping"], *flips, misread)
+    console.print(summary)

@@ -1,0 +1,101 @@
+"""How a sentiment classifier judges a text bare and in the wrappings of a chat: readings, flips, rates."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_cli.data.reviews import SENTIMENTS
+
+EXAMPLE = (
+    "The first hour had me smiling: a lovely cast, a warm score, jokes that land. I was ready to recommend it to "
+    "everybody. Then the plot gives up, the jokes turn sour and the ending throws all of it away. I went home let down."
+)
+"""Praise first, criticism after, a disappointed end: negative, to a reader."""
+
+WRAPPINGS = ("bare", "system", "system + user")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One model's judgement of one text in one wrapping."""
+
+    model: str
+    wrapping: str
+    text: int
+    """Which of the texts."""
+    label: str
+    probabilities: dict[str, float]
+    flipped: bool
+    """Another label than for the same text bare."""
+    misread: bool | None
+    """Another label than the text is known to have; None where it is not known."""
+
+
+def wrapped(text: str, wrapping: str, system: str) -> str:
+    """The text as a reward model would see it, role words kept and special tokens dropped."""
+    match wrapping:
+        case "bare":
+            return text
+        case "system":
+            return f"{system}\n{text}"
+        case "system + user":
+            return f"system\n{system}\nuser\n{text}"
+    raise ValueError(f"wrapping={wrapping!r}: {', '.join(WRAPPINGS)}")
+
+
+def probe(
+    texts: list[str],
+    known: list[str | None],
+    models: dict[str, Callable[[list[str]], Float[Tensor, "N 3"]]],
+    *,
+    system: str,
+) -> list[Reading]:
+    """Every model's reading of every text in every wrapping; a model gives probabilities in the order of SENTIMENTS."""
+    readings = []
+    for name, judge in models.items():
+        bare: list[str] = []
+        for wrapping in WRAPPINGS:
+            rows = judge([wrapped(text, wrapping, system) for text in texts]).tolist()
+            labels = [SENTIMENTS[max(range(3), key=row.__getitem__)] for row in rows]
+            bare = bare or list(labels)
+            readings += [
+                Reading(
+                    model=name,
+                    wrapping=wrapping,
+                    text=i,
+                    label=label,
+                    probabilities=dict(zip(SENTIMENTS, row, strict=True)),
+                    flipped=label != bare[i],
+                    misread=None if (truth := known[i]) is None else label != truth,
+                )
+                for i, (label, row) in enumerate(zip(labels, rows, strict=True))
+            ]
+    return readings
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95 % score interval of a rate (Wilson 1927): honest near 0 and 1, where the normal one is not."""
+    if not count:
+        return 0.0, 1.0
+    rate, square = hits / count, z * z
+    centre = (rate + square / (2 * count)) / (1 + square / count)
+    half = z / (1 + square / count) * math.sqrt(rate * (1 - rate) / count + square / (4 * count * count))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rates(readings: list[Reading]) -> list[dict[str, float | str | int | None]]:
+    """A row a model and wrapping: how many texts flipped against bare, how many were misread, with intervals."""
+    rows: list[dict[str, float | str | int | None]] = []
+    for model, wrapping in dict.fromkeys((r.model, r.wrapping) for r in readings):
+        mine = [r for r in readings if (r.model, r.wrapping) == (model, wrapping)]
+        flips, judged = sum(r.flipped for r in mine), [r for r in mine if r.misread is not None]
+        misread = sum(bool(r.misread) for r in judged)
+        low, high = wilson(flips, len(mine))
+        row: dict[str, float | str | int | None] = {"model": model, "wrapping": wrapping, "texts": len(mine)}
+        row |= {"flips": flips, "flip_rate": flips / len(mine), "flip_low": low, "flip_high": high}
+        row |= {"known": len(judged), "misread": misread if judged else None}
+        rows.append(row)
+    return rows

@@ -1,0 +1,76 @@
+"""rlhf probe: wrappings, flips, intervals, and the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import SMALL, TINY
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.evaluation.probe import probe, rates, wilson, wrapped
+from rlhf_cli.miniatures import build
+
+NEGATIVE, POSITIVE = [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]
+
+
+def order() -> list[int]:
+    """SENTIMENTS' order of (negative, neutral, positive)."""
+    from rlhf_cli.data.reviews import SENTIMENTS
+
+    return [("negative", "neutral", "positive").index(name) for name in SENTIMENTS]
+
+
+def fooled(texts: list[str]) -> torch.Tensor:
+    """Calls everything after a system text positive."""
+    rows = torch.tensor([POSITIVE if "helpful" in text else NEGATIVE for text in texts])
+    return rows[:, order()]
+
+
+def sturdy(texts: list[str]) -> torch.Tensor:
+    return torch.tensor([NEGATIVE] * len(texts))[:, order()]
+
+
+def test_flips_are_counted_against_bare() -> None:
+    readings = probe(["a", "b"], ["negative", None], {"fooled": fooled, "sturdy": sturdy}, system="Be helpful.")
+    assert len(readings) == 2 * 3 * 2
+    by = {(r.model, r.wrapping, r.text): r for r in readings}
+    assert not by["fooled", "bare", 0].flipped
+    assert by["fooled", "system", 0].flipped
+    assert by["fooled", "system", 0].misread
+    assert by["fooled", "system", 1].misread is None
+    assert by["fooled", "system", 0].probabilities["positive"] == pytest.approx(0.8)
+    table = {(row["model"], row["wrapping"]): row for row in rates(readings)}
+    assert table["fooled", "system + user"]["flip_rate"] == 1
+    assert table["sturdy", "system + user"]["flips"] == 0
+    assert table["fooled", "system"]["known"] == 1
+
+
+def test_wrappings() -> None:
+    assert wrapped("t", "bare", "s") == "t"
+    assert wrapped("t", "system + user", "s") == "system\ns\nuser\nt"
+    with pytest.raises(ValueError, match="bare"):
+        wrapped("t", "other", "s")
+
+
+def test_wilson_by_hand() -> None:
+    low, high = wilson(0, 200)
+    assert low == 0
+    assert high == pytest.approx(1.96**2 / (200 + 1.96**2))
+    low, high = wilson(50, 100)
+    assert low + high == pytest.approx(1)
+    assert high == pytest.approx(0.5 + 1.96 / (2 * (100 + 1.96**2) ** 0.5))
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(build, "Recipe", lambda: TINY)
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    small = [option for option in SMALL if not option.startswith("steps")]
+    assert dispatch(["probe", *small, "probe.reviews=9", f"hydra.run.dir={tmp_path / 'a'}"]) == 0
+    kept = json.loads((tmp_path / "a" / "probe.json").read_text())
+    assert len(kept["texts"]) == 10
+    assert len(kept["rates"]) == 6
+    assert "all 10 texts" in capsys.readouterr().out
+    assert dispatch(["probe", "It was [bold]dull.", *small, f"hydra.run.dir={tmp_path / 'b'}"]) == 0
+    assert "[bold]dull." in capsys.readouterr().out
+    assert dispatch(["probe", *small, "probe.run=/nowhere", f"hydra.run.dir={tmp_path / 'c'}"]) == 2
