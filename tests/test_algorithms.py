@@ -18,15 +18,16 @@ from rlhf_cli.rl.controllers import DoublingKL
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
-from rlhf_cli.rl.trust_region import conjugate_gradient, hessian_product
+from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training.setup import Compute, algorithm
-from rlhf_cli.training.update import Learner, Pass, TrustRegion, update
+from rlhf_cli.training.update import Learner, Pass, TrustRegion, fisher_product, update
 
 ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))
 CPU = Compute(torch.device("cpu"), torch.float32)
 BEST = 5
 """The bandit's paying arm: a token."""
+UNUSED = {"allow_unused": True, "materialize_grads": True}
 
 
 def config(*overrides: str):
@@ -51,6 +52,14 @@ def play(model, step: int, count: int, group_size: int) -> Rollout:
     )
     everything = tuple(range(12))  # every token ends the response
     return sample(model, prompts, eos_ids=everything, pad_id=0, max_length=1, temperature=1.0, seed=0, step=step)
+
+
+def speak(model, count: int) -> Rollout:
+    """Responses of one to five tokens to prompts of two to four."""
+    ids = torch.randint(3, 12, (count, 4), generator=torch.Generator().manual_seed(0))
+    rows = torch.arange(count)
+    prompts = Prompts(ids, rows % 3 + 2, rows, rows)
+    return sample(model, prompts, eos_ids=(0, 1, 2), pad_id=0, max_length=5, temperature=1.0, seed=0, step=1)
 
 
 class Bandit:
@@ -128,6 +137,17 @@ def test_variants_solve_it_too(overrides: list[str]) -> None:
     assert bandit.chance() > 0.9
 
 
+def test_a_baseline_of_none_is_none() -> None:
+    """Whitening would take the mean away behind its back."""
+    rollout = play(tiny(), 1, 8, 1)
+    zero, scores = torch.zeros_like(rollout.logprobs), torch.arange(8.0)
+    experience = Experience(rollout, zero, zero, zero, zero, zero)
+    for baseline, mean in (("none", 0.0), ("batch_mean", 3.5)):
+        composed = algorithm(config("algo=reinforce", f"algo.baseline={baseline}"))
+        estimated = composed.estimate(experience, scores, beta=0.0)
+        assert torch.equal(estimated.advantages[:, 0], scores - mean)
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_the_first_ratio_is_exactly_1(algo: str) -> None:
     bandit = Bandit(f"algo={algo}", "algo.epochs=1", "algo.minibatches=1")
@@ -157,6 +177,31 @@ def test_hessian_products_are_the_hessians() -> None:
     explicit = torch.autograd.functional.hessian(value, weights.detach())
     for vector in torch.eye(4, dtype=torch.float64):
         torch.testing.assert_close(hessian_product(value(weights), [weights], vector), explicit @ vector)
+
+
+@pytest.mark.parametrize("chunk_elements", [10**6, 24])
+def test_the_fisher_product_is_the_explicit_fisher_matrix(monkeypatch: pytest.MonkeyPatch, chunk_elements: int) -> None:
+    """F = 1/n Σ Jᵀ (diag π − π πᵀ) J over response tokens, J the Jacobian of a token's logits: no KL in it.
+
+    In one piece, and in pieces of two tokens that are recomputed in the backward pass: what a full vocabulary needs.
+    """
+    model, before = tiny(), tiny().requires_grad_(False)
+    rollout = speak(model, 6)
+    parameters = list(model.parameters())
+    states = forward.response_states(model.get_decoder(), rollout)[rollout.mask]
+    logits = model.get_output_embeddings()(states)
+    expected = torch.zeros(len(flat(parameters)), len(flat(parameters)))
+    for row in logits:
+        jacobian = torch.stack([flat(torch.autograd.grad(x, parameters, retain_graph=True, **UNUSED)) for x in row])
+        chances = row.detach().softmax(-1)
+        expected += jacobian.T @ (chances.diag() - chances.outer(chances)) @ jacobian / len(logits)
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", chunk_elements)
+    zero = torch.zeros_like(rollout.logprobs)
+    experience = Experience(rollout, zero, zero, zero, zero, zero)
+    settings = Pass(algorithm(config("algo=trpo")), CPU, before, 4, 1.0, 0.0, 0.0, 1.0, 1.0)  # micro-batches of 4 and 2
+    for vector in torch.randn(3, len(expected), generator=torch.Generator().manual_seed(4)):
+        got = fisher_product(settings, experience, model, before, vector)
+        torch.testing.assert_close(got, expected @ vector, rtol=1e-3, atol=1e-5)
 
 
 def test_conjugate_gradient_solves() -> None:
@@ -252,6 +297,8 @@ def run(folder: Path, *overrides: str) -> int:
 @pytest.mark.parametrize("algo", [a for a in ALGORITHMS if a not in ("ppo", "grpo")])
 def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
     options = [f"algo={algo}", "rollout.batch_size=16"]
+    if algo == "trpo":
+        options += ["algo.cg_steps=2", "algo.line_search_steps=2", "optim.micro_batch_size=16"]
     if algo == "grpo_iterative":
         options += ["algo.refresh_reference=1", "algo.retrain_epochs=0"]
     assert run(tmp_path / "whole", *options) == 0

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -229,7 +230,7 @@ def trust_region_update(
 ) -> dict[str, float]:
     """One natural-gradient step of the actor on the whole batch, with the true KL at most `trust.delta`."""
     parameters = [p for p in actor.model.parameters() if p.requires_grad]
-    total, tokens = settings.algorithm.total(experience), int(experience.rollout.lengths.sum())
+    total = settings.algorithm.total(experience)
     before = copy.deepcopy(actor.model).requires_grad_(False)
     for micro in settings.micro_batches(experience):
         loss, metrics = settings.actor_loss(micro, settings.read(actor.model, micro), total)
@@ -241,30 +242,38 @@ def trust_region_update(
         raise NonFinite("the gradient is not finite; the weights were not touched by it")
     sums.grad_norm, sums.steps = float(gradient.norm()), 1
 
-    def mean_kl(micro: Experience) -> Tensor:
-        """Σ KL(π_old ‖ π) over the response tokens, exact, over all tokens of the batch."""
-        reading = read(
-            actor.model, micro.rollout, temperature=settings.temperature, reference=before, direction="ref_policy"
-        )
-        assert reading.full_kl is not None
-        return reading.full_kl.sum() / tokens
-
-    def fisher(vector: Tensor) -> Tensor:
-        # fused attention kernels have no second derivative
-        with sdpa_kernel(SDPBackend.MATH):
-            products = (hessian_product(mean_kl(m), parameters, vector) for m in settings.micro_batches(experience))
-            return sum(products, torch.zeros_like(vector))
-
     def loss_and_kl() -> tuple[float, float]:
-        loss = kl = 0.0
-        for micro in settings.micro_batches(experience):
-            loss += float(settings.actor_loss(micro, settings.read(actor.model, micro), total)[0])
-            kl += float(mean_kl(micro))
-        return loss, kl
+        batch = list(settings.micro_batches(experience))
+        loss = sum(float(settings.actor_loss(m, settings.read(actor.model, m), total)[0]) for m in batch)
+        return loss, sum(map(float, token_mean_kl(settings, experience, actor.model, before)))
 
+    fisher = partial(fisher_product, settings, experience, actor.model, before)
     step = natural_step(gradient, fisher, delta=trust.delta, damping=trust.damping, cg_steps=trust.cg_steps)
     share, kl = line_search(parameters, step, loss_and_kl, delta=trust.delta, tries=trust.line_search_steps)
     return {"train/trust_region_share": share, "train/trust_region_kl": kl}
+
+
+def token_mean_kl(settings: Pass, experience: Experience, model: Any, before: Any) -> Iterator[Tensor]:
+    """KL(π_before ‖ π_model), exact at each response token: each micro-batch's part of the mean over all tokens.
+
+    Without autocast: at π_before the KL is 0 and its curvature is the difference of nearly equal numbers.
+    """
+    tokens = int(experience.rollout.lengths.sum())
+    for micro in settings.micro_batches(experience):
+        reading = read(model, micro.rollout, temperature=settings.temperature, reference=before, direction="ref_policy")
+        assert reading.full_kl is not None
+        yield reading.full_kl.sum() / tokens
+
+
+def fisher_product(settings: Pass, experience: Experience, model: Any, before: Any, vector: Tensor) -> Tensor:
+    """F · vector, F the Hessian of `token_mean_kl` in the model's trainable parameters (flat, [n] -> [n])."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # fused attention kernels have no second derivative
+    with sdpa_kernel(SDPBackend.MATH):
+        products = (
+            hessian_product(kl, parameters, vector) for kl in token_mean_kl(settings, experience, model, before)
+        )
+        return sum(products, torch.zeros_like(vector))
 
 
 def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
