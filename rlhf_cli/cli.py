@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a policy with PPO, GRPO and their relatives",
     "eval": "judge a checkpoint (or the untrained actor) on the test prompts",
     "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
+    "compare": "two checkpoints side by side: rlhf compare <run> <run>",
     "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
@@ -159,6 +160,9 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     for before, word in zip(["", *argv], argv, strict=False):
         is_word = "=" not in word and not word.startswith(("-", "~", "+")) and before not in takes_value
         (words if is_word else rest).append(word)
+    if command == "compare" and words:
+        named = zip(("checkpoint", "against"), words, strict=False)
+        return [*rest, *(f"{key}={_quoted(word)}" for key, word in named)]
     key = {"sample": "prefixes", "probe": "probe.texts"}.get(command)
     if key and words:
         return [*rest, f"{key}=[" + ",".join(_quoted(word) for word in words) + "]"]
@@ -177,9 +181,20 @@ def _hydra_message(error: Exception) -> str:
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        from rlhf_cli.config.schema import Config, EvalConfig, ProbeConfig, RewardTrainConfig, unknown_key
+        from rlhf_cli.config.schema import (
+            CompareConfig,
+            Config,
+            EvalConfig,
+            ProbeConfig,
+            RewardTrainConfig,
+            unknown_key,
+        )
 
-        own: dict[str, type[Config]] = {"reward_train": RewardTrainConfig, "probe": ProbeConfig}
+        own: dict[str, type[Config]] = {
+            "reward_train": RewardTrainConfig,
+            "probe": ProbeConfig,
+            "against": CompareConfig,
+        }
         return unknown_key(match[1], own.get(match[1].partition(".")[0], EvalConfig))
     match = re.search(
         r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+((?:\S+\s*\n?)+?)\s*Config search", text

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import Config, EvalConfig, ProbeConfig, RewardTrainConfig, validate
+from rlhf_cli.config.schema import CompareConfig, Config, EvalConfig, ProbeConfig, RewardTrainConfig, validate
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -76,12 +76,13 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     schemas: dict[str, type[Config]] = {
         "eval": EvalConfig,
         "sample": EvalConfig,
+        "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
         "probe": ProbeConfig,
     }
     schema = schemas.get(command, Config)
     validate(values, schema)
-    if schema is EvalConfig and values["checkpoint"] not in (None, "none"):
+    if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
         folder = run_folder(values["checkpoint"])
         saved = saved_config(folder)
         saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one

@@ -259,6 +259,12 @@ class EvalConfig(Config):
     prefixes: list[str]
 
 
+class CompareConfig(EvalConfig):
+    """`rlhf compare`."""
+
+    against: str | None
+
+
 class RewardTrain(Section):
     data: str | None
     prompts: int = Count

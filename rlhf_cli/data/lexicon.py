@@ -33,3 +33,8 @@ def vader_share(texts: list[str], target: str) -> list[float]:
         raise UserError(f"the VADER lexicon has no class {target!r}; it has: negative, positive (set reward.target)")
     sign = -1 if target == "negative" else 1
     return [(1 + sign * compound) / 2 for compound in vader_scores(texts)]
+
+
+def vader_words() -> dict[str, float]:
+    """The lexicon: lower-case words and their valence, from -4 to 4."""
+    return dict(_analyzer().lexicon)
