@@ -61,13 +61,14 @@ def table(out: Path, steps: int) -> str:
         cells = [spread([rows[-1][key] for rows in runs], 1 if key == "val/response_length" else 2) for key in COLUMNS]
         seconds = [statistics.median(sum(row[p] for p in PHASES) for row in rows[1:]) for rows in runs]
         choices = [str(composed[key]) if composed["kl"] != "none" or key != "kl_estimator" else "–" for key in KEYS]
-        line = [f"`{algo}`", *choices, *cells, spread(seconds, 2), str(len(runs))]
+        line = [f"`{algo}`", *choices, *cells, f"{min(seconds):.2f}", str(len(runs))]
         lines.append("| " + " | ".join(line) + " |")
     start = statistics.mean(rows_of(folder)[0]["val/score"] for folder in sorted(out.glob("*/*")) if finished(folder))
     about = (
         f"Miniature task (a simulation), {steps} steps, val/score before training {start:.2f}; mean ± standard "
         "deviation over seeds. Each algorithm runs with its YAML's own keys and the learning rates of `scale=mini`: "
-        "none was tuned for this table, so it compares compositions as shipped, not what each could reach."
+        "none was tuned for this table, so it compares compositions as shipped, not what each could reach. s/step is "
+        "the fastest seed's median on one thread. grpo_iterative's KL is to a reference that was just refreshed."
     )
     return f"# Every algorithm on one task\n\n{about}\n\n" + "\n".join(lines) + "\n"
 
