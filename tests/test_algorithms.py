@@ -315,6 +315,18 @@ def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
         assert abs(whole[2]["train/kl"]) < 1e-4  # the reference is the policy again
 
 
+def test_the_pretraining_mix_keeps_perplexity_down(cache, tmp_path: Path) -> None:
+    measured = {}
+    for weight in ("0", "1"):
+        assert run(tmp_path / weight, "algo=ppo_ptx", f"algo.ptx={weight}", "optim.warmup_steps=0") == 0
+        measured[weight] = read_jsonl(tmp_path / weight / "metrics.jsonl")
+    without, mixed = measured["0"], measured["1"]
+    assert without[0]["val/ptx_perplexity"] == mixed[0]["val/ptx_perplexity"]
+    assert without[-1]["val/ptx_perplexity"] > mixed[-1]["val/ptx_perplexity"]
+    assert "train/ptx_loss" in mixed[1]
+    assert "train/ptx_loss" not in without[1]
+
+
 def test_shared_critic_trains_and_resumes(cache, tmp_path: Path) -> None:
     assert run(tmp_path / "whole", "critic=shared") == 0
     assert run(tmp_path / "cut", "critic=shared", "steps=2") == 0

@@ -72,7 +72,7 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             seed=config.seed,
             step=step,
             trust=state.trust,
-            extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining else None,
+            extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining and algo.ptx else None,
         )
     metrics |= describe(experience, entropy, texts, rewards)
     metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr}

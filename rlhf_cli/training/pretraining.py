@@ -37,7 +37,7 @@ class Pretraining:
         """A function of the optimizer step's number in this step: −weight · mean log π of a batch's tokens."""
 
         def of(number: int) -> Tensor:
-            # a shuffle of its own for every update; micro_batch_size texts fit where rollouts fit
+            # a shuffle of its own for every update: nothing to save for a resume
             order = permutation(self.seed + 17, step, number, len(self.texts))[: self.batch_size].tolist()
             return self.weight * self._nll(lab, [self.texts[i] for i in order])
 

@@ -137,16 +137,23 @@ def algorithm(config: Config) -> Algorithm:
     )
 
 
-def pretraining(config: Config, tokenizer: Any) -> Pretraining | None:
-    """The texts of the pretraining mix, if it has a weight: reviews of `algo.ptx_source`, or of the prompts' source."""
+def pretraining(config: Config, tokenizer: Any, tested: set[str]) -> Pretraining | None:
+    """The texts of the pretraining mix: reviews of `algo.ptx_source`, or of the prompts' source without those `tested`.
+
+    With algo.ptx=0 and a source they are only measured, so that a run without the mix has a curve to compare with.
+    """
     from rlhf_cli.data.sources import load_reviews
 
     algo = config.algo
-    if not algo.ptx:
+    if not algo.ptx and algo.ptx_source is None:
         return None
-    reviews = load_reviews(algo.ptx_source or config.data.source, seed=config.data.seed, limit=PTX_TEXTS)
-    texts = [review.text for review in reviews]
-    return Pretraining.make(texts, tokenizer, weight=algo.ptx, batch_size=algo.ptx_batch_size, seed=config.seed)
+    source = algo.ptx_source or config.data.source
+    reviews = load_reviews(source, seed=config.data.seed, limit=PTX_TEXTS)
+    unseen = [r.text for r in reviews if source != config.data.source or r.id not in tested]
+    made = Pretraining.make(unseen, tokenizer, weight=algo.ptx, batch_size=algo.ptx_batch_size, seed=config.seed)
+    if not made.held_out:
+        raise UserError(f"algo.ptx_source={source}: the pretraining mix needs two texts at least, it has {len(unseen)}")
+    return made
 
 
 PTX_TEXTS = 2000
@@ -291,7 +298,7 @@ def make_lab(
         train=PromptSet.make(rows["train"], template, tokenizer, pad_id=pad),
         test=PromptSet.make(test, template, tokenizer, pad_id=pad),
         eos=ends,
-        pretraining=pretraining(config, tokenizer),
+        pretraining=pretraining(config, tokenizer, set(rows["test"]["review"])),
         continual=continual(config, learned, where, notify),
         gold=None if config.gold.name == "none" else sentiment(config.gold, config, where, notify),
     )

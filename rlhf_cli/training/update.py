@@ -160,7 +160,10 @@ def update(
                     _value_backward(settings, micro, values, total, sums)
             if trust is None:
                 if extra_loss is not None:
-                    extra_loss(epoch * minibatches + number).backward()
+                    extra = extra_loss(epoch * minibatches + number)
+                    _check(extra)
+                    extra.backward()
+                    sums.extra_loss += float(extra.detach())
                 sums.grad_norm += actor.step(settings.lr)
                 sums.steps += 1
             if isinstance(critic, Learner):
@@ -178,6 +181,7 @@ class Sums:
     clipfrac: float = 0.0
     approx_kl: float = 0.0
     ratio_max: float = 0.0
+    extra_loss: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
     steps: int = 0
@@ -201,6 +205,8 @@ class Sums:
         }
         if has_critic:
             result["train/value_loss"] = self.value_loss / optimizer_steps
+        if self.extra_loss:
+            result["train/ptx_loss"] = self.extra_loss / steps
         return result | self.extra
 
 
