@@ -272,11 +272,30 @@ def test_concatenated_rollouts_keep_their_rows() -> None:
         (["algo=trpo", "critic=shared"], "another critic"),
         (["algo=dapo", "algo.overlong_buffer=99"], "longer than"),
         (["algo=reinforce", "algo.baseline=critic"], "needs a critic"),
+        (["critic=none"], "use algo=grpo"),
+        (["algo=grpo", "algo.group_size=1"], "try algo.group_size=8"),
+        (["algo.beta_target=2", "algo.beta=0"], "algo.beta=0.03"),
+        (["algo.beta_old_target=0.01"], "algo.surrogate=kl_penalty"),
+        (["algo.retrain_epochs=1"], "algo=grpo_iterative"),
+        (["algo=grpo_iterative", "algo.iterations=2", "algo.steps_per_iteration=3"], "set steps=6"),
+        (["algo.iterations=2"], "set algo.steps_per_iteration"),
+        (["algo.mu=3"], "algo.epochs"),
     ],
 )
 def test_contradictions_name_the_fix(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config(*overrides)
+
+
+def test_iterative_grpo_takes_the_words_of_its_paper() -> None:
+    words = ["algo.iterations=2", "algo.steps_per_iteration=3", "algo.mu=4", "steps=6"]
+    algo = config("algo=grpo_iterative", *words).algo
+    assert (algo.iterations, algo.steps_per_iteration, algo.epochs) == (2, 3, 4)
+
+
+def test_iterative_grpo_needs_a_reward_model_that_learns() -> None:
+    with pytest.raises(UserError, match="reward=learned"):
+        plan("train", ["scale=mini", "algo=grpo_iterative"], multirun=False, config_dir=None)
 
 
 # --- end to end
@@ -300,7 +319,7 @@ def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
     if algo == "trpo":
         options += ["algo.cg_steps=2", "algo.line_search_steps=2", "optim.micro_batch_size=16"]
     if algo == "grpo_iterative":
-        options += ["algo.refresh_reference=1", "algo.retrain_epochs=0"]
+        options += ["algo.steps_per_iteration=1", "algo.retrain_epochs=0"]
     assert run(tmp_path / "whole", *options) == 0
     assert run(tmp_path / "cut", *options, "steps=2") == 0
     assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=3"]) == 0

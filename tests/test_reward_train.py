@@ -93,7 +93,7 @@ def test_synthesises_from_a_judge(cache, tmp_path: Path) -> None:
 def test_iterative_grpo_trains_its_reward_model_on_and_resumes(cache, tmp_path: Path) -> None:
     options = ["reward_train.prompts=8", "reward_train.responses=3", "reward_train.epochs=1"]
     assert dispatch(["reward-train", *SMALL, *options, f"hydra.run.dir={tmp_path / 'rm'}"]) == 0
-    common = ["train", *SMALL, "algo=grpo_iterative", "algo.group_size=4", "algo.refresh_reference=2", "steps=5"]
+    common = ["train", *SMALL, "algo=grpo_iterative", "algo.group_size=4", "algo.steps_per_iteration=2", "steps=5"]
     common += ["reward=learned", f"reward.path={tmp_path / 'rm' / 'reward_model'}", "algo.retrain_lr=1e-3"]
     assert dispatch([*common, f"hydra.run.dir={tmp_path / 'whole'}"]) == 0
     assert dispatch([*common, "steps=3", f"hydra.run.dir={tmp_path / 'cut'}"]) == 0

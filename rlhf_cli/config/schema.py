@@ -105,7 +105,9 @@ class Algo(Section):
     filter: Literal["none", "refill"]
     refill_tries: int = Count
     overlong_buffer: int = CountOrZero
-    refresh_reference: int = CountOrZero
+    steps_per_iteration: int = CountOrZero
+    iterations: int | None = Field(ge=1)
+    mu: int | None = Field(ge=1)
     retrain_epochs: int = CountOrZero
     retrain_history: float = Field(ge=0, lt=1)
     retrain_lr: float = Field(gt=0)
@@ -138,18 +140,28 @@ class Algo(Section):
             raise ValueError("algo.surrogate=kl_penalty with algo.beta_old=0 has no leash: try algo.beta_old=0.5")
         if self.beta_old_target is not None and self.surrogate != "kl_penalty":
             raise ValueError("algo.beta_old_target adapts algo.beta_old: it needs algo.surrogate=kl_penalty")
+        if self.beta_target is not None and (self.kl == "none" or not self.beta):
+            raise ValueError(
+                "algo.beta_target steers algo.beta by factors and has nothing to steer: set algo.kl=reward "
+                "algo.beta=0.03, or algo.beta_target=null"
+            )
         if self.surrogate == "policy_gradient" and self.epochs * self.minibatches > 1 and self.update == "gradient":
             raise ValueError(
                 "algo.surrogate=policy_gradient is on-policy, one update a batch: set algo.epochs=1 "
                 "algo.minibatches=1, or correct for older updates with algo.surrogate=ratio"
             )
-        if self.retrain_epochs and not (grouped and self.refresh_reference and self.filter == "none"):
+        if self.retrain_epochs and not (grouped and self.steps_per_iteration and self.filter == "none"):
             raise ValueError(
-                "algo.retrain_epochs ranks the responses to one prompt at each algo.refresh_reference: it needs "
+                "algo.retrain_epochs ranks the responses to one prompt at each algo.steps_per_iteration: it needs "
                 "algo=grpo_iterative, or algo.retrain_epochs=0"
             )
         if self.update == "trust_region" and self.ptx:
             raise ValueError("algo.update=trust_region takes no algo.ptx: set algo.ptx=0 or algo.update=gradient")
+        if self.mu is not None and self.mu != self.epochs:
+            raise ValueError(
+                f"algo.mu={self.mu} and algo.epochs={self.epochs} are two words for one thing: with "
+                "algo=grpo_iterative set algo.mu, elsewhere algo.epochs"
+            )
         return self
 
 
@@ -230,6 +242,13 @@ class Config(Section):
             )
         if algo.update == "trust_region" and self.critic.name == "shared":
             raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
+        if algo.iterations is not None and self.steps != algo.iterations * algo.steps_per_iteration:
+            wanted = algo.iterations * algo.steps_per_iteration
+            raise ValueError(
+                f"algo.iterations={algo.iterations} x algo.steps_per_iteration={algo.steps_per_iteration} are {wanted} "
+                f"steps, not steps={self.steps}: "
+                + (f"set steps={wanted}, or algo.iterations=null" if wanted else "set algo.steps_per_iteration too")
+            )
         if algo.overlong_buffer > self.rollout.max_response_length:
             raise ValueError(
                 f"algo.overlong_buffer={algo.overlong_buffer} is longer than "

@@ -28,7 +28,7 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     lab.tokenizer.save_pretrained(temporary / "actor")
     if lab.critic is not None:
         lab.critic.save_pretrained(temporary / "critic")
-    if lab.config.algo.refresh_reference:
+    if lab.config.algo.steps_per_iteration:
         lab.reference.save_pretrained(temporary / "reference")
     if lab.continual:
         lab.continual.save(temporary)

@@ -84,7 +84,7 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
     state.kl_old.update(metrics["train/approx_kl"], len(rollout))
     if lab.continual:
         lab.continual.collect(texts, algo.group_size)
-    if algo.refresh_reference and step % algo.refresh_reference == 0:
+    if algo.steps_per_iteration and step % algo.steps_per_iteration == 0:
         lab.reference.load_state_dict(lab.actor.state_dict())
         metrics |= lab.continual.train(step) if lab.continual else {}
     tokens = int(rollout.lengths.sum())

@@ -115,7 +115,7 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
         notify,
         actor=str(checkpoint / "actor") if checkpoint else None,
         critic=str(checkpoint / "critic") if checkpoint and config.algo.needs_critic else None,
-        reference=str(checkpoint / "reference") if checkpoint and config.algo.refresh_reference else None,
+        reference=str(checkpoint / "reference") if checkpoint and config.algo.steps_per_iteration else None,
         reward=str(checkpoint / "reward_model") if checkpoint and config.algo.retrain_epochs else None,
     )
     if checkpoint and lab.continual:
