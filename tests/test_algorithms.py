@@ -62,6 +62,17 @@ def speak(model, count: int) -> Rollout:
     return sample(model, prompts, eos_ids=(0, 1, 2), pad_id=0, max_length=5, temperature=1.0, seed=0, step=1)
 
 
+def written_down(lengths: list[int], advantages: list[list[float]] | None = None) -> Experience:
+    """Experience of responses of these lengths, without a model."""
+    count, longest = len(lengths), max(lengths)
+    zero = torch.zeros(count, longest)
+    rows, ids = torch.arange(count), torch.ones(count, longest, dtype=torch.long)
+    sizes = torch.tensor(lengths)
+    rollout = Rollout(ids[:, :1], rows * 0 + 1, ids, sizes, rows >= 0, zero, rows // 2)
+    given = zero if advantages is None else torch.tensor(advantages)
+    return Experience(rollout, (zero - 1) * rollout.mask, zero, zero, given, zero)
+
+
 class Bandit:
     """The steps of training/loop.py on a one-token task."""
 
@@ -135,6 +146,56 @@ def test_variants_solve_it_too(overrides: list[str]) -> None:
     for number in range(1, 51):
         bandit.step(number)
     assert bandit.chance() > 0.9
+
+
+@pytest.mark.parametrize(
+    ("overrides", "weights"),
+    [  # of the tokens of two responses, one and three tokens long, at most eight
+        (["algo=ppo"], [1 / 2, 1 / 6]),
+        (["algo=ppo_classic"], [1 / 4, 1 / 4]),
+        (["algo=ppo_classic", "algo.aggregation=sequence_total"], [1 / 2, 1 / 2]),
+        (["algo=grpo"], [1 / 2, 1 / 6]),
+        (["algo=dr_grpo"], [1 / 16, 1 / 16]),
+        (["algo=dapo"], [1 / 4, 1 / 4]),
+        (["algo=reinforce"], [1 / 4, 1 / 4]),
+        (["algo=rloo"], [1 / 2, 1 / 6]),
+        (["algo=ppo_kl"], [1 / 2, 1 / 6]),
+    ],
+)
+def test_what_a_token_weighs(overrides: list[str], weights: list[float]) -> None:
+    """−∂loss/∂log π of each token at ratio 1 is its advantage times its weight in the aggregation."""
+    composed = algorithm(config(*overrides, "rollout.max_response_length=8", "algo.beta=0"))
+    experience = written_down([1, 3], advantages=[[2.0, 0, 0], [-1.0, 3.0, 0.5]])
+    logprobs = experience.old_logprobs.clone().requires_grad_()
+    total = composed.total(experience)
+    loss, _ = composed.actor_loss(experience, logprobs, logprobs * 0, beta=0.0, total=total, beta_old=0.5)
+    loss.backward()
+    expected = experience.advantages * torch.tensor(weights)[:, None]
+    torch.testing.assert_close(-logprobs.grad, expected)
+
+
+def test_ppo_full_is_its_combined_objective() -> None:
+    """L_clip + w1 H − w2 KL(π_orig ‖ π) − w3 ½ (V − score)², each the mean over a sequence, then over sequences."""
+    settings = config("algo=ppo_full", "algo.entropy=0.3", "algo.beta=0.7")
+    composed = algorithm(settings)
+    torch.manual_seed(0)
+    experience = composed.estimate(written_down([1, 3]), torch.tensor([0.2, 0.9]), beta=0.7)
+    assert torch.equal(experience.returns, torch.tensor([[0.2, 0, 0], [0.9, 0.9, 0.9]]))
+    mask, ratio = experience.rollout.mask, torch.tensor([[1.5, 1, 1], [0.5, 1.1, 0.9]])
+    entropies, kl, values = torch.rand(2, 3) * mask, torch.rand(2, 3) * mask, torch.rand(2, 3) * mask
+    advantages = experience.advantages
+    clipped = torch.min(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+    error = (values - experience.returns).square() / 2
+
+    def mean(per_token: torch.Tensor) -> torch.Tensor:
+        return ((per_token * mask).sum(1) / mask.sum(1)).mean()
+
+    logprobs = experience.old_logprobs + ratio.log()
+    more = {"beta": 0.7, "total": composed.total(experience)}
+    loss, _ = composed.actor_loss(experience, logprobs, entropies, full_kl=kl, **more)
+    torch.testing.assert_close(-loss, mean(clipped) + 0.3 * mean(entropies) - 0.7 * mean(kl))
+    value_loss, _ = composed.critic_loss(experience, values, total=more["total"])
+    torch.testing.assert_close(value_loss, mean(error))
 
 
 def test_a_baseline_of_none_is_none() -> None:
@@ -332,6 +393,37 @@ def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
         assert whole[0]["val/ptx_perplexity"] > 1
     if algo == "grpo_iterative":
         assert abs(whole[2]["train/kl"]) < 1e-4  # the reference is the policy again
+
+
+REFILLS = """
+import zlib
+
+def some_flat(prompts, responses):
+    return [zlib.crc32(r.encode()) % 7 * float(zlib.crc32(p.encode()) % 2) for p, r in zip(prompts, responses)]
+
+def all_flat(prompts, responses):
+    return [0.5] * len(responses)
+"""
+
+
+def test_dapo_draws_groups_of_equal_rewards_again(cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "refill_reward.py").write_text(REFILLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    options = ["algo=dapo", "algo.overlong_buffer=0", "algo.group_size=2", "reward=python", "steps=2"]
+    some = [*options, "reward.fn=refill_reward:some_flat"]
+    assert run(tmp_path / "once", *some, "algo.filter=none") == 0
+    assert run(tmp_path / "refilled", *some, "algo.refill_tries=9") == 0
+    assert run(tmp_path / "bounded", *options, "reward.fn=refill_reward:all_flat", "algo.refill_tries=2") == 0
+    once, refilled, bounded = (
+        read_jsonl(tmp_path / name / "metrics.jsonl")[1:] for name in ("once", "refilled", "bounded")
+    )
+    assert any(row["train/zero_variance_groups"] > 0 for row in once)
+    assert all(row["train/zero_variance_groups"] == 0 for row in refilled)
+    assert any(row["train/groups_drawn"] > 4 for row in refilled)
+    for row in bounded:  # nothing to be found: the batch is filled up and teaches nothing
+        assert row["train/groups_drawn"] == 12
+        assert row["train/zero_variance_groups"] == 1
+        assert row["train/grad_norm"] == 0
 
 
 def test_the_pretraining_mix_keeps_perplexity_down(cache, tmp_path: Path) -> None:
