@@ -1,6 +1,8 @@
 """Reward models from ranked responses: reading, training, and using them as a reward."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.miniatures import build
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup, read_ranked
+from rlhf_cli.rewards.ranked import RankedGroup, read_ranked, split, write_ranked
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training import reward_run
 from rlhf_cli.training.reward_model import collate, examine
+from rlhf_cli.training.status import read_status
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
         ('{"prompt": "x", "responses": ["a"]}', "at least 2"),
         ('{"prompt": "x", "responses": ["a", "b"], "ranks": [1]}', "2 whole numbers"),
         ('{"prompt": "x", "responses": ["a", "b"], "ranks": [1, 1]}', "nothing is preferred"),
+        ('{"prompt": "x", "responses": ["a", "b"], "ranks": [true, false]}', "2 whole numbers"),
+        ('{"prompt": "x\\ud83d", "responses": ["a", "b"]}', "line 2: half a surrogate pair"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -39,6 +45,26 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     file.write_text('{"prompt": "x", "responses": ["a", "b"]}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         read_ranked(file)
+
+
+def test_what_is_written_is_read_again_best_first(tmp_path: Path) -> None:
+    groups = [RankedGroup("é 😀", ["worst", "best", "also best"], [1, 0, 0]), RankedGroup("B", ["x", "y"], [0, 1])]
+    write_ranked(tmp_path / "ranked.jsonl", groups)
+    first, second = read_ranked(tmp_path / "ranked.jsonl")
+    assert first == RankedGroup("é 😀", ["best", "also best", "worst"], [0, 0, 1])
+    assert second == groups[1]
+
+
+def test_no_prompt_is_on_both_sides_of_the_split() -> None:
+    groups = [RankedGroup(f"prompt {i // 3}", ["x", "y"], [0, 1]) for i in range(60)]
+    training, held = split(groups, 0.2, seed=0)
+    assert len(held) == 3 * 4
+    assert len(training) == 3 * 16
+    assert not {g.prompt for g in training} & {g.prompt for g in held}
+    assert split(groups, 0.2, seed=0) == (training, held)
+    assert split(groups, 0.2, seed=1) != (training, held)
+    with pytest.raises(UserError, match="1 different prompts"):
+        split(groups[:3], 0.5, seed=0)
 
 
 def ranked_file(folder: Path, count: int) -> Path:
@@ -74,13 +100,16 @@ def test_learns_a_preference_from_a_file_and_then_rewards_with_it(cache, tmp_pat
     reward = LearnedReward(folder, device=torch.device("cpu"), batch_size=4, dtype=torch.float32)
     dull, great = reward.score(["Film 3 is dull number 3.", "Film 3 is great number 3."]).tolist()
     assert dull > great
-    everything = [f"Film {i} is {word} number {i}." for i in range(12) for word in ("dull", "bright", "great")]
-    scores = reward.score(everything)  # the held-out responses
+    held = split(read_ranked(data), 0.2, seed=0)[1]
+    scores = reward.score(collate(held)[0])
     assert abs(float(scores.mean())) < 0.05
     assert float(scores.std()) == pytest.approx(1, abs=0.05)
-    used = ["reward=learned", f"reward.path={folder}", "steps=1", f"hydra.run.dir={tmp_path / 'run'}"]
-    assert dispatch(["train", *SMALL, *used]) == 0
-    metrics, _ = examine(reward, read_ranked(data)[:12])
+    used = ["train", *SMALL, "reward=learned", f"reward.path={folder}", "steps=0"]
+    assert dispatch([*used, f"hydra.run.dir={tmp_path / 'run'}"]) == 0
+    assert dispatch([*used, "reward.normalize=false", f"hydra.run.dir={tmp_path / 'raw'}"]) == 0
+    normalized, raw = (read_jsonl(tmp_path / name / "metrics.jsonl")[0]["val/score"] for name in ("run", "raw"))
+    assert normalized == pytest.approx((raw - reward.mean) / reward.std, abs=1e-4)
+    metrics, _ = examine(reward, held)
     assert metrics["val/pairwise_accuracy"] == pytest.approx(rows[-1]["val/pairwise_accuracy"])
 
 
@@ -88,6 +117,55 @@ def test_synthesises_from_a_judge(cache, tmp_path: Path) -> None:
     options = ["reward_train.prompts=8", "reward_train.responses=3", "reward_train.epochs=1"]
     assert dispatch(["reward-train", *SMALL, *options, f"hydra.run.dir={tmp_path}"]) == 0
     assert (tmp_path / "reward_model" / "config.json").exists()
+    groups = read_ranked(tmp_path / "ranked.jsonl")
+    assert all(len(g.responses) == 3 and g.ranks == sorted(g.ranks) for g in groups)
+    assert read_status(tmp_path)["state"] == "done"
+
+
+def test_a_judge_without_a_model_starts_from_roberta_large(cache, tmp_path: Path) -> None:
+    data, options = ranked_file(tmp_path, 10), ["reward_train.epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert dispatch(["reward-train", *SMALL, "reward=vader", f"reward_train.data={data}", *options]) == 0
+    assert not list(Path(os.environ["RLHF_CACHE"]).glob("miniatures/*/vader"))
+
+
+def test_a_finished_run_is_never_overwritten(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again = ["reward-train", *SMALL, f"reward_train.data={ranked_file(tmp_path, 10)}", "reward_train.epochs=1"]
+    run = tmp_path / "run"
+    assert dispatch([*again, f"hydra.run.dir={run}"]) == 0
+    weights = (run / "reward_model" / "model.safetensors").read_bytes()
+    assert dispatch([*again, "seed=1", f"hydra.run.dir={run}"]) == 2
+    assert "already holds a run: choose another hydra.run.dir=" in capsys.readouterr().err
+    assert dispatch([*again, "seed=1", f"resume={run}"]) == 2
+    assert "does not resume" in capsys.readouterr().err
+    assert (run / "reward_model" / "model.safetensors").read_bytes() == weights
+    assert read_status(run)["state"] == "done"
+
+
+def test_a_failure_is_recorded(cache, tmp_path: Path) -> None:
+    options = [f"reward_train.data={ranked_file(tmp_path, 40)}", "reward_train.lr=1e30", f"hydra.run.dir={tmp_path}/r"]
+    assert dispatch(["reward-train", *SMALL, *options]) == 1
+    status = read_status(tmp_path / "r")
+    assert status["state"] == "failed"
+    assert "learning rate" in status["error"]
+    assert "learning rate" in (tmp_path / "r" / "error.log").read_text()
+
+
+def test_a_signal_ends_it_after_the_step_with_the_model_saved(cache, tmp_path: Path) -> None:
+    examined = reward_run.examine
+
+    def first_examination(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return examined(*args)
+
+    data = ranked_file(tmp_path, 40)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_run, "examine", first_examination)
+        code = dispatch(["reward-train", *SMALL, f"reward_train.data={data}", f"hydra.run.dir={tmp_path / 'r'}"])
+    assert code == 143
+    status = read_status(tmp_path / "r")
+    assert (status["state"], status["step"]) == ("interrupted", 1)
+    assert "val/pairwise_accuracy" in read_jsonl(tmp_path / "r" / "metrics.jsonl")[-1]
+    LearnedReward(tmp_path / "r" / "reward_model", device=torch.device("cpu"), batch_size=4, dtype=torch.float32)
 
 
 def test_iterative_grpo_trains_its_reward_model_on_and_resumes(cache, tmp_path: Path) -> None:

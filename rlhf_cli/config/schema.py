@@ -29,6 +29,8 @@ class Gold(Model):
 
 class Reward(Gold):
     fn: str | None
+    normalize: bool = True
+    """Only reward=learned has the key."""
 
 
 LABELERS = ("roberta_large", "roberta_base", "vader")
@@ -299,6 +301,12 @@ class RewardTrainConfig(Config):
     """`rlhf reward-train`."""
 
     reward_train: RewardTrain
+
+    @model_validator(mode="after")
+    def _starts_anew(self) -> Self:
+        if self.resume:
+            raise ValueError(f"resume={self.resume}: reward-train does not resume, it starts anew in its own folder")
+        return self
 
 
 class Probe(Section):

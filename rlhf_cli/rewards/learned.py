@@ -18,12 +18,19 @@ class LearnedReward:
     """r(text), minus its mean and over its standard deviation on held-out responses where the folder has them."""
 
     def __init__(
-        self, path: str | Path, *, device: torch.device, batch_size: int, dtype: torch.dtype, new_head: bool = False
+        self,
+        path: str | Path,
+        *,
+        device: torch.device,
+        batch_size: int,
+        dtype: torch.dtype,
+        new_head: bool = False,
+        normalize: bool = True,
     ) -> None:
-        """`new_head`: start a reward model from a classifier's trunk."""
+        """`new_head`: start a reward model from a classifier's trunk. `normalize=False`: scores are raw."""
         self.model: Any = load_classifier(str(path), device=device, dtype=dtype, labels=1 if new_head else None)
         self.tokenizer: Any = load_tokenizer(str(path))
-        self.device, self.batch_size = device, batch_size
+        self.device, self.batch_size, self.normalize = device, batch_size, normalize
         if self.model.config.num_labels != 1:
             raise UserError(
                 f"reward.path={path}: a model with {self.model.config.num_labels} outputs is no learned reward model "
@@ -41,14 +48,18 @@ class LearnedReward:
         return self.model(**inputs).logits.squeeze(-1).float()
 
     @torch.inference_mode()
-    def score(self, texts: list[str]) -> Float[Tensor, " N"]:
-        """Normalised, on the CPU, in the order of the texts."""
+    def raw(self, texts: list[str]) -> Float[Tensor, " N"]:
+        """The model's outputs, on the CPU, in the order of the texts."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         result = torch.zeros(len(texts))
         for at in range(0, len(order), self.batch_size):
             chosen = order[at : at + self.batch_size]
             result[chosen] = self.rewards([texts[i] for i in chosen]).cpu()
-        return (result - self.mean) / self.std
+        return result
+
+    def score(self, texts: list[str]) -> Float[Tensor, " N"]:
+        """What `rlhf train` rewards with: normalised, if asked for."""
+        return (self.raw(texts) - self.mean) / self.std if self.normalize else self.raw(texts)
 
     def save(self, folder: Path, *, mean: float, std: float) -> None:
         """A plain Hugging Face folder with its own tokenizer, and the scale beside it."""

@@ -22,6 +22,8 @@ TRAIN = (
     ("kl", "train/kl", ".2f"),
     ("len", "train/response_length", ".1f"),
     ("repetition", "train/repetition", ".2f"),
+    ("pairwise loss", "train/pairwise_loss", ".3f"),
+    ("accuracy", "train/pairwise_accuracy", ".2f"),
 )
 
 

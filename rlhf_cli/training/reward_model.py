@@ -8,26 +8,9 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup, ranked
+from rlhf_cli.rewards.ranked import RankedGroup
 from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.rl.losses import pairwise_loss
-
-
-def synthesise(lab: Any, *, prompts: int, responses: int, notify: Callable[[str], None]) -> list[RankedGroup]:
-    """Responses that the lab's actor samples on training prompts, ranked by the lab's reward: the judge."""
-    from rlhf_cli.training.loop import roll_out  # the loop itself imports this module's `fit`
-
-    notify(f"sampling {responses} responses to each of {prompts} prompts, ranked by {lab.config.reward.name}")
-    groups: list[RankedGroup] = []
-    at_once = max(1, 64 // responses)
-    for step, start in enumerate(range(0, prompts, at_once), 1):
-        count = min(at_once, prompts - start)
-        chosen = lab.train.batch(step, count=at_once, seed=lab.config.seed)[:count]
-        batch = lab.train.prompts(chosen, group_size=responses)
-        rollout = roll_out(lab, batch, step=step, micro_batch_size=lab.config.rollout.micro_batch_size)
-        texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(responses)])
-        groups += ranked(texts, lab.scorer(texts).score.tolist(), responses)
-    return groups
 
 
 def collate(groups: list[RankedGroup]) -> tuple[list[str], Tensor, Tensor]:
@@ -48,30 +31,34 @@ def fit(
     seed: int,
     tick: Callable[[dict[str, float]], None],
 ) -> None:
-    """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1)."""
+    """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1).
+
+    `tick` gets each step's metrics; at that moment the model is without dropout, and what `tick` raises ends the fit.
+    Raises RuntimeError where the loss is not finite.
+    """
     with torch.random.fork_rng(devices=[reward.device] if reward.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout is on: its draws belong to this call alone
         rng = random.Random(f"{seed}/reward-train")
         optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
         total, done = epochs * -(-len(groups) // batch), 0
-        reward.model.train()
         for _ in range(epochs):
             order = rng.sample(groups, len(groups))
             for at in range(0, len(order), batch):
                 for group in optimizer.param_groups:
                     group["lr"] = lr * min(1.0, (done + 1) / 10) * (1 - 0.9 * done / total)
+                reward.model.train()
                 texts, ranks, ids = collate(order[at : at + batch])
                 loss, metrics = pairwise_loss(reward.rewards(texts), ranks.to(reward.device), ids.to(reward.device))
                 if not torch.isfinite(loss):
-                    raise RuntimeError("the loss is not finite; lower reward_train.lr")
+                    raise RuntimeError(f"the loss is not finite: lower the learning rate ({lr:g})")
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(reward.model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                reward.model.eval()
                 done += 1
                 right = float(metrics["correct"]) / max(1.0, float(metrics["pairs"]))
                 tick({"step": done, "train/pairwise_loss": float(loss.detach()), "train/pairwise_accuracy": right})
-        reward.model.eval()
 
 
 @torch.no_grad()
@@ -81,7 +68,7 @@ def examine(reward: LearnedReward, groups: list[RankedGroup], *, bins: int = 10)
     Calibration: for each bin of the predicted σ(r_a − r_b) ≥ ½, the mean prediction, how often a was ranked first, n.
     """
     texts, ranks, ids = collate(groups)
-    scores = reward.score(texts) * reward.std + reward.mean  # raw
+    scores = reward.raw(texts)
     loss, metrics = pairwise_loss(scores, ranks, ids)
     better, worse = ((ids[:, None] == ids) & (ranks[:, None] < ranks)).nonzero(as_tuple=True)
     sure = torch.sigmoid(scores[better] - scores[worse])

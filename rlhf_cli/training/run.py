@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config
+from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
 from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint
 from rlhf_cli.training.judge import judge
@@ -53,19 +53,30 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
     """Train in `folder`; returns the last metrics. Raises what went wrong, after recording it in status.json."""
+    checkpoint = begin(config, folder, steps=config.steps)
+    with recorded(folder):
+        return _train(config, folder, checkpoint, group)
+
+
+def begin(config: Config, folder: Path, *, steps: int) -> Path | None:
+    """Make the folder a run's; returns the checkpoint to go on from. Raises UserError if it is another run's."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _claim(config, folder)
     write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
-    write_status(folder, "running", step=0, steps=config.steps)
+    write_status(folder, "running", step=0, steps=steps)
+    return checkpoint
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """status.json says how the run in this folder ended, and error.log why, before the exception goes on."""
     try:
-        return _train(config, folder, checkpoint, group)
-    except Interrupted:
-        raise
-    except KeyboardInterrupt:
-        _note(folder, "interrupted", config.steps, None)
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        _note(folder, "interrupted", None)
         raise
     except Exception as error:
-        _note(folder, "failed", config.steps, f"{type(error).__name__}: {error}")
+        _note(folder, "failed", f"{type(error).__name__}: {error}")
         if not isinstance(error, UserError):
             (folder / "error.log").write_text(traceback.format_exc())
             traceback.print_exc()
@@ -73,8 +84,9 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         raise
 
 
-def _note(folder: Path, state: str, steps: int, error: str | None) -> None:
-    write_status(folder, state, step=read_status(folder).get("step", 0), steps=steps, error=error)
+def _note(folder: Path, state: str, error: str | None) -> None:
+    before = read_status(folder)
+    write_status(folder, state, step=before.get("step", 0), steps=before.get("steps", 0), error=error)
 
 
 def _claim(config: Config, folder: Path) -> Path | None:
@@ -84,10 +96,8 @@ def _claim(config: Config, folder: Path) -> Path | None:
     holds_run = (folder / "config.yaml").exists()
     if config.resume is None:
         if holds_run:
-            raise UserError(
-                f"{folder} already holds a run: go on with it (rlhf train resume={folder}) or choose another "
-                "hydra.run.dir="
-            )
+            go_on = "" if isinstance(config, RewardTrainConfig) else f"go on with it (rlhf train resume={folder}) or "
+            raise UserError(f"{folder} already holds a run: {go_on}choose another hydra.run.dir=")
         return None
     if config.resume == "auto" and holds_run:
         changed = difference(saved_config(folder), config.model_dump(by_alias=True))

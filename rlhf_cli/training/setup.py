@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config, Gold, Model
+from rlhf_cli.config.schema import Config, Gold, Model, RewardTrainConfig
 from rlhf_cli.data.lexicon import vader_labels, vader_share
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
@@ -190,7 +190,13 @@ def scorer(
         score = python_score(reward.fn)
     elif reward.name == "learned":
         path = learned_path or str(reward.path)
-        model = LearnedReward(path, device=where.device, batch_size=reward.batch_size, dtype=torch.float32)
+        model = LearnedReward(
+            path,
+            device=where.device,
+            batch_size=reward.batch_size,
+            dtype=torch.float32,
+            normalize=reward.normalize,
+        )
         learned = model
 
         def score(texts: Texts) -> torch.Tensor:
@@ -249,6 +255,14 @@ def classifier_path(name: str, config: Config, notify: Callable[[str], None]) ->
     if name not in CLASSIFIERS:
         return name
     return model_path(Model(name=name, hub=CLASSIFIERS[name], path=None), config, notify)
+
+
+def trunk_path(config: RewardTrainConfig, notify: Callable[[str], None]) -> str:
+    """Where a new reward model starts: what was typed, else the judge's model, else (it has none) roberta_large."""
+    judge = config.reward
+    if config.reward_train.start or not (judge.path or judge.hub):
+        return classifier_path(config.reward_train.start or "roberta_large", config, notify)
+    return model_path(judge, config, notify)
 
 
 def make_lab(

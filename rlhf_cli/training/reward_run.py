@@ -1,0 +1,128 @@
+"""A whole reward-model training in its folder: rank responses, hold some out, fit, examine, save."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.config.schema import RewardTrainConfig
+from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
+from rlhf_cli.tracking.compose import make_trackers
+from rlhf_cli.training.loop import roll_out
+from rlhf_cli.training.reward_model import examine, fit
+from rlhf_cli.training.run import StopRequest, begin, first_line, recorded, stop_on_signals
+from rlhf_cli.training.setup import Lab, compute, make_lab, trunk_path
+from rlhf_cli.training.status import Interrupted, write_atomic, write_status
+
+AT_ONCE = 64
+"""Responses sampled between two looks at the signals."""
+
+
+def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | None = None) -> list[Any]:
+    """Train in `folder`; returns (metrics before, metrics after, calibration) on the held-out prompts.
+
+    Leaves reward_model/, metrics.jsonl, calibration.json and, where the responses were sampled here, ranked.jsonl.
+    A signal ends it after the step; the model is examined and saved as it is then. Raises what went wrong, after
+    recording it in status.json.
+    """
+    begin(config, folder, steps=0)
+    with recorded(folder):
+        print(first_line(config), flush=True)
+        given = read_ranked(config.reward_train.data) if config.reward_train.data else None
+        start = trunk_path(config, notify)
+        reward = LearnedReward(start, device=compute(config).device, batch_size=64, dtype=torch.float32, new_head=True)
+        with stop_on_signals() as stop:
+            groups = given or synthesise(config, stop)
+            if not given:
+                write_ranked(folder / "ranked.jsonl", groups)
+            training, held = split(groups, config.reward_train.held_out, seed=config.seed)
+            notify(f"{len(training)} ranked groups to train on, {len(held)} held out, starting from {start}")
+            return _fit(config, folder, group, reward, training, held, stop)
+
+
+def notify(text: str) -> None:
+    print(text, flush=True)
+
+
+def synthesise(config: RewardTrainConfig, stop: StopRequest) -> list[RankedGroup]:
+    """Responses that the actor samples on training prompts, ranked by the config's reward: the judge."""
+    without_critic = config.algo.model_copy(update={"advantage": "returns", "baseline": "none"})
+    lab = make_lab(config.model_copy(update={"algo": without_critic}), notify)
+    wanted = config.reward_train
+    notify(f"sampling {wanted.responses} responses to each of {wanted.prompts} prompts, ranked by {config.reward.name}")
+    groups: list[RankedGroup] = []
+    count = max(1, AT_ONCE // wanted.responses)
+    for step in range(1, -(-wanted.prompts // count) + 1):
+        left = wanted.prompts - (step - 1) * count
+        chosen = lab.train.batch(step, count=count, seed=config.seed)[:left]
+        groups += _ranked_samples(lab, chosen, step, wanted.responses)
+        if stop.signal:
+            raise Interrupted(stop.signal)
+    return groups
+
+
+def _ranked_samples(lab: Lab, chosen: list[int], step: int, responses: int) -> list[RankedGroup]:
+    prompts = lab.train.prompts(chosen, group_size=responses)
+    rollout = roll_out(lab, prompts, step=step, micro_batch_size=lab.config.rollout.micro_batch_size)
+    texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(responses)])
+    return ranked(texts, lab.scorer(texts).score.tolist(), responses)
+
+
+def _fit(
+    config: RewardTrainConfig,
+    folder: Path,
+    group: str | None,
+    reward: LearnedReward,
+    training: list[RankedGroup],
+    held: list[RankedGroup],
+    stop: StopRequest,
+) -> list[Any]:
+    wanted = config.reward_train
+    steps = wanted.epochs * -(-len(training) // wanted.batch)
+    trackers = make_trackers(
+        config.tracking.name,
+        folder,
+        config.model_dump(by_alias=True),
+        steps=steps,
+        resume_step=None,
+        project=config.tracking.project,
+        entity=config.tracking.entity,
+        name=folder.name,
+        group=config.tracking.group or group,
+        run_id=None,
+    )
+    before, _ = examine(reward, held)
+    after: list[Any] = []
+
+    def tick(metrics: dict[str, float]) -> None:
+        step = int(metrics.pop("step"))
+        if step == steps or stop.signal:
+            after.extend(_conclude(folder, reward, held))
+            metrics |= after[0]
+        trackers.log(step, metrics)
+        write_status(folder, "running", step=step, steps=steps)
+        if stop.signal and step < steps:
+            raise Interrupted(stop.signal)
+
+    outcome = "failed"
+    try:
+        trackers.log(0, before)
+        fit(reward, training, epochs=wanted.epochs, batch=wanted.batch, lr=wanted.lr, seed=config.seed, tick=tick)
+        outcome = "done"
+    except Interrupted:
+        outcome = "interrupted"
+        raise
+    finally:
+        trackers.finish(outcome)
+    write_status(folder, "done", step=steps, steps=steps)
+    return [before, *after]
+
+
+def _conclude(folder: Path, reward: LearnedReward, held: list[RankedGroup]) -> tuple[dict[str, float], list[Any]]:
+    """Examine and save; (metrics, calibration)."""
+    metrics, calibration = examine(reward, held)
+    write_atomic(folder / "calibration.json", json.dumps(calibration, indent=1) + "\n")
+    reward.save(folder / "reward_model", mean=metrics["val/reward_mean"], std=max(1e-6, metrics["val/reward_std"]))
+    return metrics, calibration
