@@ -231,6 +231,10 @@ def _value_backward(settings: Pass, micro: Experience, values: Tensor, total: fl
     sums.value_loss += float(value_loss.detach())
 
 
+FISHER_SHARE = 0.25
+"""Of the rollouts, for the curvature: it wants fewer samples than the gradient (TRPO, appendix C), and costs the most."""
+
+
 def trust_region_update(
     settings: Pass, experience: Experience, actor: Learner, trust: TrustRegion, sums: Sums
 ) -> dict[str, float]:
@@ -253,7 +257,8 @@ def trust_region_update(
         loss = sum(float(settings.actor_loss(m, settings.read(actor.model, m), total)[0]) for m in batch)
         return loss, sum(map(float, token_mean_kl(settings, experience, actor.model, before)))
 
-    fisher = partial(fisher_product, settings, experience, actor.model, before)
+    sample = experience.select(slice(0, max(1, round(FISHER_SHARE * len(experience.rollout)))))
+    fisher = partial(fisher_product, settings, sample, actor.model, before)
     step = natural_step(gradient, fisher, delta=trust.delta, damping=trust.damping, cg_steps=trust.cg_steps)
     share, kl = line_search(parameters, step, loss_and_kl, delta=trust.delta, tries=trust.line_search_steps)
     return {"train/trust_region_share": share, "train/trust_region_kl": kl}
