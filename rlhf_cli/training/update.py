@@ -232,7 +232,7 @@ def _value_backward(settings: Pass, micro: Experience, values: Tensor, total: fl
 
 
 FISHER_SHARE = 0.25
-"""Of the rollouts, for the curvature: it wants fewer samples than the gradient (TRPO, appendix C), and costs the most."""
+"""Of the rollouts, for the curvature: it needs fewer than the gradient (TRPO, appendix C) and takes the longest."""
 
 
 def trust_region_update(
