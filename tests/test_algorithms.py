@@ -448,5 +448,12 @@ def test_shared_critic_trains_and_resumes(cache, tmp_path: Path) -> None:
     }
 
 
+def test_log_probs_kept_from_sampling_are_nearly_the_recomputed(cache, tmp_path: Path) -> None:
+    assert run(tmp_path, "algo.old_logprobs=rollout", "optim.actor_lr=0") == 0
+    for row in read_jsonl(tmp_path / "metrics.jsonl")[1:]:
+        assert 0 < row["train/logprob_mismatch"] < 1e-5
+        assert row["train/ratio_max"] == pytest.approx(1, abs=1e-5)
+
+
 def test_full_kl_in_the_reward(cache, tmp_path: Path) -> None:
     assert run(tmp_path, "algo.kl_estimator=full") == 0

@@ -17,7 +17,7 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     rollout = roll_out(lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size)
     critic, lab.critic = lab.critic, None  # validation needs no values
     try:
-        experience, _, _ = look_back(lab, rollout)
+        experience = look_back(lab, rollout).experience
     finally:
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)

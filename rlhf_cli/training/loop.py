@@ -3,10 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.evaluation.text import repetition
@@ -45,9 +46,9 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
     beta = state.kl.value
     rollout, texts, rewards, drawn = collect(lab, step, clock)
     with clock.phase("forward"):
-        experience, entropy, full_kl = look_back(lab, rollout)
+        seen = look_back(lab, rollout)
         scores = rewards.reward.to(lab.compute.device)
-        experience = state.algorithm.estimate(experience, scores, beta=beta, full_kl=full_kl)
+        experience = state.algorithm.estimate(seen.experience, scores, beta=beta, full_kl=seen.full_kl)
     with clock.phase("update"):
         optim = config.optim
         lr = lr_scale(step, steps=config.steps, warmup=optim.warmup_steps, schedule=optim.schedule)
@@ -74,8 +75,8 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             trust=state.trust,
             extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining and algo.ptx else None,
         )
-    metrics |= describe(experience, entropy, texts, rewards)
-    metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr}
+    metrics |= describe(experience, seen.entropies, texts, rewards)
+    metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr, "train/logprob_mismatch": seen.mismatch}
     if algo.surrogate == "kl_penalty":
         metrics["train/beta_old"] = state.kl_old.value
     if algo.filter == "refill":
@@ -163,14 +164,27 @@ def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) ->
     return Rollout(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in names}).trimmed()
 
 
+@dataclass(frozen=True, slots=True)
+class Hindsight:
+    """What the current policy, the reference and the critic say of a rollout."""
+
+    experience: Experience
+    """Without advantages and returns yet."""
+    entropies: Float[Tensor, "B R"]
+    full_kl: Float[Tensor, "B R"] | None
+    mismatch: float
+    """The largest difference between a token's log-prob as it was sampled and as it is read now."""
+
+
 @torch.no_grad()
-def look_back(lab: Lab, rollout: Rollout) -> tuple[Experience, Tensor, Tensor | None]:
-    """What the current policy, the reference and the critic say of the rollout: (experience, entropies, full KL)."""
+def look_back(lab: Lab, rollout: Rollout) -> Hindsight:
+    """Read a rollout with every model, `optim.micro_batch_size` rows at a time."""
     config, algo = lab.config, lab.config.algo
     size, temperature = config.optim.micro_batch_size, config.rollout.temperature
     wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
     shared = isinstance(lab.critic, SharedCritic)
     old, entropy, reference, values, full_kl = [], [], [], [], []
+    mismatch = 0.0
     for at in range(0, len(rollout), size):
         micro = rollout.select(slice(at, at + size))
         with lab.compute.autocast():
@@ -188,13 +202,14 @@ def look_back(lab: Lab, rollout: Rollout) -> tuple[Experience, Tensor, Tensor | 
             else:
                 values.append(response_values(lab.critic, micro) if reading.values is None else reading.values)
         old.append(reading.logprobs if algo.old_logprobs == "recompute" else micro.logprobs)
+        mismatch = max(mismatch, float((reading.logprobs - micro.logprobs).abs().max()))
         entropy.append(reading.entropies)
         reference.append(ref)
         if reading.full_kl is not None:
             full_kl.append(reading.full_kl)
     zero = torch.zeros_like(rollout.logprobs)
     experience = Experience(rollout, torch.cat(old), torch.cat(reference), torch.cat(values), zero, zero)
-    return experience, torch.cat(entropy), torch.cat(full_kl) if full_kl else None
+    return Hindsight(experience, torch.cat(entropy), torch.cat(full_kl) if full_kl else None, mismatch)
 
 
 def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rewards) -> dict[str, float]:
