@@ -128,6 +128,16 @@ def test_a_judge_without_a_model_starts_from_roberta_large(cache, tmp_path: Path
     assert not list(Path(os.environ["RLHF_CACHE"]).glob("miniatures/*/vader"))
 
 
+def test_the_seed_decides(cache, tmp_path: Path) -> None:
+    data = ranked_file(tmp_path, 10)
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        options = [f"reward_train.data={data}", f"seed={seed}", f"hydra.run.dir={tmp_path / name}"]
+        assert dispatch(["reward-train", *SMALL, *options]) == 0
+    a, b, c = (read_jsonl(tmp_path / name / "metrics.jsonl") for name in "abc")
+    assert a == b
+    assert a != c
+
+
 def test_a_finished_run_is_never_overwritten(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     again = ["reward-train", *SMALL, f"reward_train.data={ranked_file(tmp_path, 10)}", "reward_train.epochs=1"]
     run = tmp_path / "run"
@@ -139,6 +149,15 @@ def test_a_finished_run_is_never_overwritten(cache, tmp_path: Path, capsys: pyte
     assert "does not resume" in capsys.readouterr().err
     assert (run / "reward_model" / "model.safetensors").read_bytes() == weights
     assert read_status(run)["state"] == "done"
+
+
+def test_a_sweep_shows_the_accuracy(cache, tmp_path: Path) -> None:
+    data = ranked_file(tmp_path, 10)
+    swept = ["reward_train.epochs=1,2", f"reward_train.data={data}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert dispatch(["reward-train", "--multirun", *SMALL, *swept]) == 0
+    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [row["state"] for row in rows] == ["done", "done"]
+    assert all(0 <= row["val/pairwise_accuracy"] <= 1 for row in rows)
 
 
 def test_a_failure_is_recorded(cache, tmp_path: Path) -> None:

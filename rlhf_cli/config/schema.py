@@ -294,7 +294,7 @@ class RewardTrain(Section):
     start: str | None
     epochs: int = Count
     batch: int = Count
-    lr: float = Field(gt=0)
+    lr: float | None = Field(gt=0)
 
 
 class RewardTrainConfig(Config):

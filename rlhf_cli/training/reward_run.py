@@ -16,6 +16,7 @@ from rlhf_cli.training.run import StopRequest, begin, first_line, recorded, stop
 from rlhf_cli.training.setup import Lab, compute, make_lab, trunk_path
 from rlhf_cli.training.status import Interrupted, write_atomic, write_status
 
+LEARNING_RATE = {"mini": 1e-3, "full": 1e-5}
 AT_ONCE = 64
 """Responses sampled between two looks at the signals."""
 
@@ -32,6 +33,7 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
         print(first_line(config), flush=True)
         given = read_ranked(config.reward_train.data) if config.reward_train.data else None
         start = trunk_path(config, notify)
+        torch.manual_seed(config.seed)  # the new head is drawn
         reward = LearnedReward(start, device=compute(config).device, batch_size=64, dtype=torch.float32, new_head=True)
         with stop_on_signals() as stop:
             groups = given or synthesise(config, stop)
@@ -80,6 +82,7 @@ def _fit(
     stop: StopRequest,
 ) -> list[Any]:
     wanted = config.reward_train
+    lr = wanted.lr or LEARNING_RATE[config.scale]
     steps = wanted.epochs * -(-len(training) // wanted.batch)
     trackers = make_trackers(
         config.tracking.name,
@@ -109,7 +112,7 @@ def _fit(
     outcome = "failed"
     try:
         trackers.log(0, before)
-        fit(reward, training, epochs=wanted.epochs, batch=wanted.batch, lr=wanted.lr, seed=config.seed, tick=tick)
+        fit(reward, training, epochs=wanted.epochs, batch=wanted.batch, lr=lr, seed=config.seed, tick=tick)
         outcome = "done"
     except Interrupted:
         outcome = "interrupted"
