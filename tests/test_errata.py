@@ -1,11 +1,13 @@
 """The errata of docs/errata.md that have no test elsewhere: the wrong formula fails where the right one holds."""
 
+import math
+
 import pytest
 import torch
 
 from rlhf_cli.rl.advantages import gae
-from rlhf_cli.rl.divergences import kl_estimate
-from rlhf_cli.rl.losses import kl_loss, policy_loss
+from rlhf_cli.rl.divergences import entropy, full_kl, kl_estimate
+from rlhf_cli.rl.losses import aggregate, aggregation_total, kl_loss, policy_loss
 
 P = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
@@ -25,6 +27,27 @@ def test_the_kl_is_averaged_like_the_surrogate() -> None:
     assert float(loss) == pytest.approx(0.5)
     summed = (0.5 * mask).sum(1).mean()
     assert float(summed) == pytest.approx(1.25)
+
+
+def test_kl_and_entropy_count_response_tokens_only() -> None:
+    """Four positions of two logits: prompt, two response tokens, padding. A mean over all is another number."""
+    response = torch.tensor([[False, True, True, False]])
+    logits, ref = torch.zeros(1, 4, 2), torch.tensor([[[9.0, 0], [1, 0], [1, 0], [9, 0]]])
+    total = aggregation_total(response, how="token_mean", constant=1.0)
+    mean = {"how": "token_mean", "total": total}
+    assert float(aggregate(entropy(logits), response, **mean)) == pytest.approx(math.log(2))
+    kl = aggregate(full_kl(logits, ref), response, **mean)
+    assert float(kl) == pytest.approx(float(full_kl(torch.zeros(2), torch.tensor([1.0, 0]))))
+    assert float(full_kl(logits, ref).mean()) > 10 * float(kl)  # prompt and padding, where the policy chose nothing
+
+
+def test_nothing_follows_the_last_token() -> None:
+    """V after the end is 0, whatever the critic says there: the last δ is r_T − V_T."""
+    rewards, values = torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([[0.5, 0.25, 7.0]])
+    advantages, _ = gae(rewards, values, torch.tensor([[True, True, False]]), gamma=1.0, lam=0.0)
+    torch.testing.assert_close(advantages, torch.tensor([[-0.25, 0.75, 0.0]]))
+    wrong_last = float(rewards[0, 1] + values[0, 2] - values[0, 1])  # bootstrapping past the end
+    assert wrong_last == 7.75
 
 
 def test_the_lambda_sum_loses_weight_at_a_finite_horizon() -> None:
