@@ -169,6 +169,21 @@ def test_a_failure_is_recorded(cache, tmp_path: Path) -> None:
     assert "learning rate" in (tmp_path / "r" / "error.log").read_text()
 
 
+def test_a_signal_while_sampling_keeps_what_was_sampled(cache, tmp_path: Path) -> None:
+    sampled = reward_run._ranked_samples
+
+    def first_samples(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return sampled(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_run, "_ranked_samples", first_samples)
+        options = ["reward_train.prompts=60", "reward_train.responses=4", f"hydra.run.dir={tmp_path}"]
+        assert dispatch(["reward-train", *SMALL, *options]) == 130
+    assert read_status(tmp_path)["state"] == "interrupted"
+    assert 0 < len(read_ranked(tmp_path / "ranked.jsonl")) <= 16  # AT_ONCE // 4
+
+
 def test_a_signal_ends_it_after_the_step_with_the_model_saved(cache, tmp_path: Path) -> None:
     examined = reward_run.examine
 

@@ -126,6 +126,13 @@ def test_with_lr_0_the_ratio_is_exactly_1(tmp_path: Path) -> None:
         assert row["train/clipfrac"] == 0
 
 
+def test_the_first_ratio_is_exactly_1_in_any_layout(tmp_path: Path) -> None:
+    one = ["algo.epochs=1", "algo.minibatches=1", "rollout.batch_size=32", "rollout.max_response_length=16"]
+    for size in (3, 32):
+        assert train(tmp_path / str(size), *one, f"optim.micro_batch_size={size}") == 0
+        assert [row["train/ratio_max"] for row in numbers(tmp_path / str(size))[1:]] == [1, 1, 1]
+
+
 def test_eval_judges_a_checkpoint_and_the_untrained_actor(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train(run) == 0

@@ -62,6 +62,7 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             beta_old=state.kl_old.value,
             value_weight=algo.value,
             lr=lr,
+            exact_start=algo.old_logprobs == "recompute",
         )
         metrics = update(
             settings,

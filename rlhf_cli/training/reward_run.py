@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 
 from rlhf_cli.config.schema import RewardTrainConfig
 from rlhf_cli.rewards.learned import LearnedReward
@@ -39,6 +40,9 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
             groups = given or synthesise(config, stop)
             if not given:
                 write_ranked(folder / "ranked.jsonl", groups)
+            if stop.signal:
+                notify(f"stopped by {stop.signal}; {len(groups)} ranked groups are kept: {folder / 'ranked.jsonl'}")
+                raise Interrupted(stop.signal)
             training, held = split(groups, config.reward_train.held_out, seed=config.seed)
             notify(f"{len(training)} ranked groups to train on, {len(held)} held out, starting from {start}")
             return _fit(config, folder, group, reward, training, held, stop)
@@ -49,19 +53,22 @@ def notify(text: str) -> None:
 
 
 def synthesise(config: RewardTrainConfig, stop: StopRequest) -> list[RankedGroup]:
-    """Responses that the actor samples on training prompts, ranked by the config's reward: the judge."""
+    """Responses that the actor samples on training prompts, ranked by the config's reward: the judge.
+
+    Fewer than asked for where all responses to a prompt score alike, or a signal asked to stop.
+    """
     without_critic = config.algo.model_copy(update={"advantage": "returns", "baseline": "none"})
     lab = make_lab(config.model_copy(update={"algo": without_critic}), notify)
     wanted = config.reward_train
     notify(f"sampling {wanted.responses} responses to each of {wanted.prompts} prompts, ranked by {config.reward.name}")
     groups: list[RankedGroup] = []
     count = max(1, AT_ONCE // wanted.responses)
-    for step in range(1, -(-wanted.prompts // count) + 1):
+    for step in track(range(1, -(-wanted.prompts // count) + 1), description="sampling"):
         left = wanted.prompts - (step - 1) * count
         chosen = lab.train.batch(step, count=count, seed=config.seed)[:left]
         groups += _ranked_samples(lab, chosen, step, wanted.responses)
         if stop.signal:
-            raise Interrupted(stop.signal)
+            break
     return groups
 
 
@@ -107,6 +114,7 @@ def _fit(
         trackers.log(step, metrics)
         write_status(folder, "running", step=step, steps=steps)
         if stop.signal and step < steps:
+            trackers.message(f"stopped by {stop.signal} at step {step}; saved as it is: {folder / 'reward_model'}")
             raise Interrupted(stop.signal)
 
     outcome = "failed"

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -91,6 +91,9 @@ class Pass:
     value_weight: float
     lr: float
     """The schedule's factor."""
+    exact_start: bool = True
+    """The first minibatch's old log-probs come from its own forward pass: its ratio is exactly 1, whatever the layout
+    of the micro-batches and the dtype. False where they are kept from sampling."""
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         for start in range(0, len(experience.rollout), self.micro_batch_size):
@@ -108,7 +111,12 @@ class Pass:
                 direction=self.algorithm.kl_direction,
             )
 
-    def actor_loss(self, micro: Experience, reading: Reading, total: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(
+        self, micro: Experience, reading: Reading, total: float, *, first: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`first`: the policy is still the one that sampled."""
+        if first and self.exact_start:
+            micro = replace(micro, old_logprobs=reading.logprobs.detach())
         loss, metrics = self.algorithm.actor_loss(
             micro,
             reading.logprobs,
@@ -153,7 +161,7 @@ def update(
             total = settings.algorithm.total(minibatch)
             for micro in settings.micro_batches(minibatch):
                 if trust is None:
-                    _actor_backward(settings, micro, actor, critic, total, sums)
+                    _actor_backward(settings, micro, actor, critic, total, sums, first=epoch == number == 0)
                 if isinstance(critic, Learner):
                     with settings.compute.autocast():
                         values = response_values(critic.model, micro.rollout)
@@ -210,11 +218,13 @@ class Sums:
         return result | self.extra
 
 
-def _actor_backward(settings: Pass, micro: Experience, actor: Learner, critic: Any, total: float, sums: Sums) -> None:
+def _actor_backward(
+    settings: Pass, micro: Experience, actor: Learner, critic: Any, total: float, sums: Sums, *, first: bool
+) -> None:
     """The actor's micro-batch; with a shared critic its value loss comes from the same forward pass."""
     shared = critic if isinstance(critic, SharedCritic) else None
     reading = settings.read(actor.model, micro, shared.score if shared else None)
-    loss, metrics = settings.actor_loss(micro, reading, total)
+    loss, metrics = settings.actor_loss(micro, reading, total, first=first)
     sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
     if reading.values is not None:
         value_loss, _ = settings.algorithm.critic_loss(micro, reading.values, total=total)
@@ -243,7 +253,7 @@ def trust_region_update(
     total = settings.algorithm.total(experience)
     before = copy.deepcopy(actor.model).requires_grad_(False)
     for micro in settings.micro_batches(experience):
-        loss, metrics = settings.actor_loss(micro, settings.read(actor.model, micro), total)
+        loss, metrics = settings.actor_loss(micro, settings.read(actor.model, micro), total, first=True)
         sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
         loss.backward()
     gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
