@@ -16,12 +16,13 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.prompts import PromptSet, Template
+    from rlhf_cli.evaluation.attribution import leave_one_word_out
     from rlhf_cli.models.load import load_actor, load_tokenizer
     from rlhf_cli.training.checkpoint import find_checkpoint
     from rlhf_cli.training.judge import judge
     from rlhf_cli.training.run import first_line
     from rlhf_cli.training.setup import model_path
-    from rlhf_cli.training.status import write_atomic
+    from rlhf_cli.training.status import mark_reported, write_atomic
 
     def notify(text: str) -> None:
         print(text, flush=True)
@@ -46,31 +47,43 @@ def run(cfg: DictConfig) -> float:
         columns.append((judge(lab, shown)[1], judge(lab, lab.test)[1]))
     (read_a, test_a), (read_b, test_b) = columns
     rates = compare_scores(lab, test_a, test_b)
+    read = [*read_a, *read_b]
+    for row, pieces in zip(read, leave_one_word_out(lab.scorer.score, as_texts(read)), strict=True):
+        row["earned"] = pieces
     folder = Path(hydra.runtime.output_dir)
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
     write_atomic(folder / "compare.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / "compare.md", markdown(names, read_a, read_b, rates))
     show(names, read_a, read_b, rates, folder / "compare.html")
-    notify(f"written: {folder / 'compare.json'}, {folder / 'compare.html'}")
-    return float(rates["reward"]["rate"])
+    notify(f"written: {', '.join(str(folder / f'compare.{kind}') for kind in ('json', 'md', 'html'))}")
+    rate = float(rates["reward"]["rate"])
+    if config.fail_below is not None and rate < config.fail_below:
+        error = BelowWanted(f"B wins {rate:.3f} of the prompts, less than fail_below={config.fail_below:g}")
+        notify(str(error))
+        mark_reported(error)
+        raise error
+    return rate
+
+
+class BelowWanted(Exception):
+    """B does not win often enough: exit code 1, for scripts."""
+
+
+def as_texts(rows: list[dict[str, Any]]) -> Any:
+    """Sample rows as what a reward reads."""
+    from rlhf_cli.rewards.scorer import Texts
+
+    prefixes, prompts, responses = ([row[key] for row in rows] for key in ("prefix", "prompt", "response"))
+    return Texts(prefixes, prompts, responses, [[] for _ in rows])
 
 
 def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The win rate of b under the reward that was trained on, and under the gold judge."""
     from rlhf_cli.evaluation.compare import win_rate
-    from rlhf_cli.rewards.scorer import Texts
 
     scores = {"reward": ([row["score"] for row in a], [row["score"] for row in b])}
     if lab.gold:
-        texts = [
-            Texts(
-                prefixes=[row["prefix"] for row in rows],
-                prompts=[row["prompt"] for row in rows],
-                responses=[row["response"] for row in rows],
-                tokens=[[] for _ in rows],
-            )
-            for rows in (a, b)
-        ]
-        scores["gold"] = (lab.gold(texts[0]).tolist(), lab.gold(texts[1]).tolist())
+        scores["gold"] = ([row["gold"] for row in a], [row["gold"] for row in b])
     rates = {}
     for name, (x, y) in scores.items():
         rate, low, high = win_rate(x, y)
@@ -78,26 +91,58 @@ def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -
     return rates
 
 
+def painted(row: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    """A response in pieces: (text, its mood by the lexicon, whether it earned some of the score)."""
+    from rlhf_cli.data.lexicon import vader_words
+    from rlhf_cli.evaluation.attribution import EARNED
+    from rlhf_cli.evaluation.compare import moods
+
+    words = vader_words()
+    return [(piece, mood, value >= EARNED) for text, value in row["earned"] for piece, mood in moods(text, words)]
+
+
+def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]]) -> str:
+    """The same as a Markdown page: negative words bold, positive ones in italics, ° behind what earned score."""
+    from rlhf_cli.tracking.text import markdown_text
+
+    marks = {"positive": "_", "negative": "**", "": ""}
+
+    def cell(row: dict[str, Any]) -> str:
+        pieces = (
+            f"{marks[m]}{markdown_text(p)}{marks[m]}{'°' if e and p[:1].isalnum() else ''}" for p, m, e in painted(row)
+        )
+        return f"{markdown_text(row['prefix'])} ▸ {''.join(pieces).strip()} ({row['score']:.2f})"
+
+    lines = [f"A: {markdown_text(names[0])}  ", f"B: {markdown_text(names[1])}", "", "| A | B |", "|---|---|"]
+    lines += [f"| {cell(one)} | {cell(other)} |" for one, other in zip(a, b, strict=True)]
+    lines += ["", "**Negative** and _positive_ words by the VADER lexicon; ° : the score falls without it.", ""]
+    lines += ["| judge | mean A | mean B | B wins | 95 % |", "|---|---|---|---|---|"]
+    for judge, r in rates.items():
+        interval = f"{r['low']:.2f} to {r['high']:.2f}"
+        lines.append(f"| {judge} | {r['mean_a']:.3f} | {r['mean_b']:.3f} | {r['rate']:.2f} | {interval} |")
+    return "\n".join(lines) + "\n"
+
+
 def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]], html: Path) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from rlhf_cli.data.lexicon import vader_words
-    from rlhf_cli.evaluation.compare import moods
-    from rlhf_cli.rewards.scorer import joined
     from rlhf_cli.tracking.text import printable
 
-    styles, words = {"positive": "green", "negative": "bold red", "": ""}, vader_words()
+    styles = {"positive": "green", "negative": "bold red", "": ""}
 
     def cell(row: dict[str, Any]) -> Text:
-        text = Text()
-        for piece, mood in moods(printable(joined(row["prefix"], row["response"])), words):
-            text.append(piece, styles[mood])
+        opened = bool(row["earned"]) and row["earned"][0][0][:1].isspace()
+        text = Text(printable(row["prefix"]) + ("" if opened else " "), "dim")
+        for piece, mood, earned in painted(row):
+            shown = printable(piece) or " "
+            text.append(shown, f"{styles[mood]} {'underline' if earned else ''} not dim".strip())
         return text.append(f"  [{row['score']:.2f}]", "dim")
 
     console = Console(record=True)
     table = Table("A", "B", show_lines=True, title="the same prompts, the same random numbers", expand=True)
+    table.caption = "green, red: positive and negative words of the lexicon; underlined: the score falls without it"
     for one, other in zip(a, b, strict=True):
         table.add_row(cell(one), cell(other))
     console.print(Text(f"A: {names[0]}\nB: {names[1]}"))

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def run(cfg: DictConfig) -> None:
         models[name] = lambda batch, judge=judge, columns=columns: judge.probabilities(batch)[:, columns]
     readings = probe(texts, known, models, system=config.prompt.system or "")
     table = rates(readings)
+    why = {name: explained(judge, texts[:SHOWN]) for name, judge in models.items()}
     folder = Path(hydra.runtime.output_dir)
-    kept = {"texts": texts, "readings": [asdict(r) for r in readings], "rates": table}
+    kept = {"texts": texts, "readings": [asdict(r) for r in readings], "rates": table, "earned": why}
     write_atomic(folder / "probe.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    show(texts, readings, table)
+    show(texts, readings, table, why)
     notify(f"written: {folder / 'probe.json'}")
 
 
@@ -68,12 +70,29 @@ def gather(config: Any) -> tuple[list[str], list[str | None]]:
     return [EXAMPLE, *(r.text for r in reviews)], ["negative", *(r.label for r in reviews)]
 
 
-def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]]) -> None:
+def explained(judge: Any, texts: list[str]) -> list[Any]:
+    """Of each bare text, what each word gave to the label that the model chose."""
+    from rlhf_cli.evaluation.attribution import leave_one_word_out
+    from rlhf_cli.rewards.scorer import Texts
+
+    earned = []
+    for text, label in zip(texts, judge(texts).argmax(1).tolist(), strict=True):
+        column = partial(_column, judge, label)
+        earned += leave_one_word_out(column, Texts([""], [""], [text], [[]]))
+    return earned
+
+
+def _column(judge: Any, label: int, texts: Any) -> Any:
+    return judge(texts.responses)[:, label]
+
+
+def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]], why: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from rlhf_cli.data.reviews import SENTIMENTS
+    from rlhf_cli.evaluation.attribution import earners
     from rlhf_cli.tracking.text import printable
 
     console = Console()
@@ -85,6 +104,9 @@ def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]]) -> 
             style = "bold red" if r.flipped else "yellow" if r.misread else ""
             shown.add_row(r.model, r.wrapping, label, *(f"{r.probabilities[s]:.2f}" for s in SENTIMENTS), style=style)
         console.print(shown)
+        for model, all_earned in why.items():
+            words = ", ".join(f"{printable(word)} {value:.2f}" for word, value in earners(all_earned[i]))
+            console.print(Text(f"   {model}, bare: what made the label: {words or 'no word by itself'}", "dim"))
     summary = Table("model", "wrapping", "flips", "rate", "95 %", "misread", title=f"all {len(texts)} texts")
     for row in table:
         misread = "–" if row["misread"] is None else f"{row['misread']} of {row['known']}"

@@ -14,7 +14,7 @@ _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 """In a wheel `conf` lies in the package; in a checkout, beside it."""
 
-CHANGEABLE_ON_RESUME = ("resume", "steps", "val.every", "checkpoint.every", "tracking", "device")
+CHANGEABLE_ON_RESUME = ("resume", "steps", "val.every", "checkpoint.every", "stop", "tracking", "device")
 
 OmegaConf.register_new_resolver("detected_scale", detected_scale, replace=True)
 

@@ -1,7 +1,7 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
 from difflib import get_close_matches
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -21,16 +21,61 @@ class Model(Section):
     path: str | None
 
 
+class Endpoint(Section):
+    """Where reward=judge asks."""
+
+    url: str
+    model: str
+    key_env: str | None
+    question: str
+    timeout_s: float = Field(gt=0)
+    retries: int = CountOrZero
+    concurrency: int = Count
+
+
+class Form(Section):
+    """What reward=form wants."""
+
+    min_words: int = Count
+    max_words: int = Count
+    complete: bool
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_words > self.max_words:
+            raise ValueError(f"reward.form.min_words={self.min_words} is above reward.form.max_words={self.max_words}")
+        return self
+
+
 class Gold(Model):
-    target: str
-    text: Literal["response", "prefix_response", "chat"]
-    batch_size: int = Count
+    """One judge of texts. Keys with a default stand only in the options that use them."""
+
+    hub: str | None = None
+    path: str | None = None
+    target: str = "negative"
+    text: Literal["response", "prefix_response", "chat"] = "prefix_response"
+    batch_size: int = Field(64, ge=1)
+    fn: str | None = None
+    normalize: bool = True
+    endpoint: Endpoint | None = None
+    form: Form | None = None
+
+
+class Source(Gold):
+    """A judge as a part of a reward."""
+
+    weight: float = Field(1.0, gt=0)
 
 
 class Reward(Gold):
-    fn: str | None
-    normalize: bool = True
-    """Only reward=learned has the key."""
+    every_tokens: int = Field(0, ge=0)
+    combine: Literal["sum", "mean", "min"] = "sum"
+    sources: dict[str, Source] = {}
+
+    @property
+    def all_sources(self) -> dict[str, Gold]:
+        """The judges by name: the sources, or the reward itself."""
+        return dict(self.sources) or {self.name: self}
 
 
 LABELERS = ("roberta_large", "roberta_base", "vader")
@@ -187,14 +232,30 @@ class Optim(Section):
 
 class Penalty(Section):
     weight: float = Field(ge=0)
-    n: int = Count
+    n: Annotated[int, Count] | list[Annotated[int, Count]]
     level: Literal["token", "word"]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Every n, once."""
+        return tuple(dict.fromkeys([self.n] if isinstance(self.n, int) else self.n))
+
+    @model_validator(mode="after")
+    def _some_n(self) -> Self:
+        if not self.sizes:
+            raise ValueError("penalty.n=[]: give a number, as penalty.n=3, or several, as penalty.n=[2,3,4]")
+        return self
 
 
 class Val(Section):
     every: int = CountOrZero
     prompts: int = Count
     batch_size: int = Count
+
+
+class Stop(Section):
+    on_hacking: bool
+    hacking_index: float = Field(gt=0, le=1)
 
 
 class Checkpoint(Section):
@@ -230,6 +291,7 @@ class Config(Section):
     penalty: Penalty
     val: Val
     checkpoint: Checkpoint
+    stop: Stop
     tracking: Tracking
 
     @model_validator(mode="after")
@@ -241,6 +303,11 @@ class Config(Section):
             raise ValueError(
                 f"algo={algo.name} trains its reward model on: reward={self.reward.name} is fixed. Make one (rlhf "
                 "reward-train) and give reward=learned reward.path=<folder>, or keep it fixed: algo.retrain_epochs=0"
+            )
+        if self.reward.every_tokens and algo.advantage not in ("gae", "returns"):
+            raise ValueError(
+                f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
+                f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
         if algo.update == "trust_region" and self.critic.name == "shared":
             raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
@@ -284,6 +351,7 @@ class CompareConfig(EvalConfig):
     """`rlhf compare`."""
 
     against: str | None
+    fail_below: float | None = Field(ge=0, le=1)
 
 
 class RewardTrain(Section):

@@ -2,8 +2,15 @@
 
 import random
 import re
+from collections.abc import Sequence
 
 WORD = re.compile(r"\w[\w'-]*|\W+")
+
+
+def share_of_wins(a: Sequence[float], b: Sequence[float]) -> float:
+    """How often b scores above a on the same prompt, ties by half; ½ where there is none."""
+    wins = [1.0 if y > x else 0.5 if y == x else 0.0 for x, y in zip(a, b, strict=True)]
+    return sum(wins) / len(wins) if wins else 0.5
 
 
 def win_rate(a: list[float], b: list[float], *, seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:

@@ -4,6 +4,8 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rlhf_cli.data.reviews import SENTIMENTS
 from rlhf_cli.evaluation.text import distinct, repetition
@@ -32,19 +34,26 @@ def validation_metrics(experience: Experience, texts: Texts, rewards: Rewards, c
         if rows.any():
             metrics[f"val/score/{name}"] = float(rewards.score[rows].mean())
     metrics |= {f"val/penalty/{name}": float(part.mean()) for name, part in rewards.parts.items()}
+    metrics |= {f"val/source/{name}": float(part.mean()) for name, part in rewards.sources.items()}
     return metrics
 
 
-def sample_rows(texts: Texts, rewards: Rewards, classes: list[str]) -> list[dict[str, Any]]:
-    """Rows of samples.jsonl (without the step)."""
-    return [
+def sample_rows(
+    texts: Texts, rewards: Rewards, classes: list[str], gold: Float[Tensor, " B"] | None = None
+) -> list[dict[str, Any]]:
+    """Rows of samples.jsonl (without the step); `gold`: the score under the judge that is not trained on."""
+    rows = [
         {
             "prompt": texts.prompts[i],
             "prefix": texts.prefixes[i],
             "response": texts.responses[i],
             "class": classes[i],
             "score": float(rewards.score[i]),
-            "parts": {name: float(part[i]) for name, part in rewards.parts.items()},
+            "parts": {name: float(part[i]) for name, part in (rewards.sources | rewards.parts).items()},
         }
         for i in range(len(texts.responses))
     ]
+    if gold is not None:
+        for row, value in zip(rows, gold.tolist(), strict=True):
+            row["gold"] = value
+    return rows

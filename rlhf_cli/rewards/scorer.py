@@ -3,7 +3,7 @@
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -59,14 +59,19 @@ class Rewards:
     """After penalties, before any KL."""
     parts: dict[str, Float[Tensor, " B"]]
     """Each penalty, unweighted, by name."""
+    sources: dict[str, Float[Tensor, " B"]] = field(default_factory=dict)
+    """What the score is made of, unweighted, by name; empty where it has one source."""
 
     def select(self, rows: Tensor) -> "Rewards":
-        return Rewards(self.score[rows], self.reward[rows], {name: part[rows] for name, part in self.parts.items()})
+        parts, sources = ({name: x[rows] for name, x in table.items()} for table in (self.parts, self.sources))
+        return Rewards(self.score[rows], self.reward[rows], parts, sources)
 
     @staticmethod
     def join(pieces: "list[Rewards]") -> "Rewards":
-        parts = {name: torch.cat([p.parts[name] for p in pieces]) for name in pieces[0].parts}
-        return Rewards(torch.cat([p.score for p in pieces]), torch.cat([p.reward for p in pieces]), parts)
+        first = pieces[0]
+        parts = {name: torch.cat([p.parts[name] for p in pieces]) for name in first.parts}
+        sources = {name: torch.cat([p.sources[name] for p in pieces]) for name in first.sources}
+        return Rewards(torch.cat([p.score for p in pieces]), torch.cat([p.reward for p in pieces]), parts, sources)
 
 
 def joined(prefix: str, response: str) -> str:
@@ -77,19 +82,42 @@ def joined(prefix: str, response: str) -> str:
 
 @dataclass(frozen=True)
 class Scorer:
-    score: Score
-    penalty_weight: float
-    penalty_n: int
-    penalty_level: str
+    """The weighted sources of a reward, combined; and the n-gram penalties that are taken off it."""
+
+    sources: dict[str, Score]
+    weights: dict[str, float]
+    combine: str = "sum"
+    """sum | mean (both weighted) | min: what the strictest source gives (Coste et al. 2024)."""
+    penalty_weight: float = 0.0
+    penalty_n: tuple[int, ...] = (3,)
+    penalty_level: str = "token"
+
+    def score(self, texts: Texts) -> Float[Tensor, " B"]:
+        """What the sources make of the texts, before any penalty."""
+        return combined(self._values(texts), self.weights, self.combine)
+
+    def _values(self, texts: Texts) -> dict[str, Tensor]:
+        return {name: source(texts).float() for name, source in self.sources.items()}
 
     def __call__(self, texts: Texts) -> Rewards:
-        score = self.score(texts).float()
+        values = self._values(texts)
+        score = combined(values, self.weights, self.combine)
+        shown = values if len(values) > 1 else {}
         if not self.penalty_weight:
-            return Rewards(score, score, {})
-        words = [r.split() for r in texts.responses]
-        sequences: list[Any] = texts.tokens if self.penalty_level == "token" else words
-        penalty = torch.tensor([ngram_penalty(s, self.penalty_n) for s in sequences])
-        return Rewards(score, score - self.penalty_weight * penalty, {"ngram": penalty})
+            return Rewards(score, score, {}, shown)
+        sequences: list[Any] = texts.tokens if self.penalty_level == "token" else [r.split() for r in texts.responses]
+        parts = {n: torch.tensor([ngram_penalty(s, n) for s in sequences]) for n in self.penalty_n}
+        penalty = torch.stack(list(parts.values())).mean(0)
+        named = {"ngram": penalty} if len(parts) == 1 else {f"ngram_{n}": part for n, part in parts.items()}
+        return Rewards(score, score - self.penalty_weight * penalty, named, shown)
+
+
+def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> Float[Tensor, " B"]:
+    """One score a text from the sources': their weighted sum or mean, or the least of them."""
+    if how == "min":
+        return torch.stack(list(values.values())).amin(0)
+    total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
+    return total / sum(weights.values()) if how == "mean" else total
 
 
 def python_score(dotted: str) -> Score:

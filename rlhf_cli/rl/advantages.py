@@ -8,9 +8,16 @@ from rlhf_cli.rl.masked import Mask, masked_sum, zero_outside
 
 
 def token_rewards(
-    scores: Float[Tensor, " B"], kl: Float[Tensor, "B R"] | None, mask: Mask, *, beta: float
+    scores: Float[Tensor, " B"],
+    kl: Float[Tensor, "B R"] | None,
+    mask: Mask,
+    *,
+    beta: float,
+    paid: Float[Tensor, "B R"] | None = None,
 ) -> Float[Tensor, "B R"]:
     """−beta·kl on every response token, and the score on the last one (Ziegler et al. 2019, eq. 2).
+
+    `paid`: what of the score was paid on earlier tokens (a process reward); the last one gets the rest.
 
     The last token is the EOS where there is one: it is an action and gets its reward. TRL's PPO puts the score one
     place further where there is room, and so bootstraps from a value that no action follows; here, as in every
@@ -19,7 +26,9 @@ def token_rewards(
     inside = mask.bool()
     order = torch.arange(1, mask.shape[1] + 1, device=mask.device) * inside
     last = inside & (order == order.amax(1, keepdim=True))
-    rewards = torch.where(last, scores[:, None], torch.zeros_like(scores[:, None]))
+    rest = scores if paid is None else scores - paid.sum(1)
+    rewards = torch.where(last, rest[:, None], torch.zeros_like(rest[:, None]))
+    rewards = rewards if paid is None else rewards + paid
     return rewards if kl is None else rewards - beta * zero_outside(kl, mask)
 
 

@@ -49,14 +49,15 @@ class Algorithm:
         *,
         beta: float,
         full_kl: Float[Tensor, "B R"] | None = None,
+        paid: Float[Tensor, "B R"] | None = None,
     ) -> Experience:
-        """Fill in advantages and returns from the rewards of whole responses."""
+        """Fill in advantages and returns from the rewards of whole responses; `paid` early is part of them."""
         mask = experience.rollout.mask
         kl = None
         if self.kl == "reward":
             per_token = full_kl if full_kl is not None else self._kl(experience)
             kl = zero_outside(per_token, mask)
-        advantages, returns = self._advantages(experience, scores, kl, mask, beta=beta)
+        advantages, returns = self._advantages(experience, scores, kl, mask, beta=beta, paid=paid)
         if self.whiten:
             advantages = whiten(advantages, mask)
         return replace(experience, advantages=advantages, returns=returns)
@@ -65,16 +66,23 @@ class Algorithm:
         return kl_estimate(experience.old_logprobs, experience.ref_logprobs, estimator=self.kl_estimator)
 
     def _advantages(
-        self, experience: Experience, scores: Tensor, kl: Tensor | None, mask: Mask, *, beta: float
+        self,
+        experience: Experience,
+        scores: Tensor,
+        kl: Tensor | None,
+        mask: Mask,
+        *,
+        beta: float,
+        paid: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """(advantages, what the critic regresses on)."""
         match self.advantage:
             case "gae":
-                rewards = token_rewards(scores, kl, mask, beta=beta)
+                rewards = token_rewards(scores, kl, mask, beta=beta, paid=paid)
                 advantages, returns = gae(rewards, experience.values, mask, gamma=self.gamma, lam=self.lam)
                 return advantages, self._value_target(experience, rewards, returns, scores, mask)
             case "returns":
-                rewards = token_rewards(scores, kl, mask, beta=beta)
+                rewards = token_rewards(scores, kl, mask, beta=beta, paid=paid)
                 returns = reward_to_go(rewards, mask, gamma=self.gamma)
                 weight = returns if self.reward_to_go else returns[:, :1].expand_as(returns)
                 return zero_outside(weight - self._baseline(experience, weight, mask), mask), returns

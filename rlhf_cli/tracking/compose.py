@@ -30,6 +30,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.message(text)
 
+    def alert(self, title: str, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.alert(title, text)
+
     def finish(self, state: str) -> None:
         """Finish every one, also where another fails to."""
         with ExitStack() as stack:

@@ -66,6 +66,9 @@ class ConsoleTracker:
     def message(self, text: str) -> None:
         self._print(printable(text))
 
+    def alert(self, title: str, text: str) -> None:
+        self._console.print(Text(printable(f"{title}: {text}"), "bold red"), soft_wrap=True)
+
     def finish(self, state: str) -> None:
         if self._live:
             self._live.stop()
@@ -122,7 +125,8 @@ def validation_text(step: int, metrics: Mapping[str, float]) -> str:
     if "val/gold_score" in metrics:
         text += f" gold {metrics['val/gold_score']:.2f}"
     text += f" ({' '.join(classes)})" if classes else ""
-    return text + (f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else "")
+    text += f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else ""
+    return text + (f" hacking {metrics['hacking/index']:.2f}" if "hacking/index" in metrics else "")
 
 
 def sample_text(row: Mapping[str, Any]) -> str:

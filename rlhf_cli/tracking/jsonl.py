@@ -33,6 +33,9 @@ class JsonlTracker:
     def message(self, text: str) -> None:
         """Messages are for people, not for the record."""
 
+    def alert(self, title: str, text: str) -> None:
+        """The numbers behind it are in the record."""
+
     def finish(self, state: str) -> None:
         self._metrics.close()
         self._samples.close()

@@ -15,5 +15,8 @@ class Tracker(Protocol):
     def message(self, text: str) -> None:
         """Say one line to the person who watches."""
 
+    def alert(self, title: str, text: str) -> None:
+        """Call for the person who may not be watching."""
+
     def finish(self, state: str) -> None:
         """Close the record; `state` is "done", "failed" or "interrupted"."""

@@ -12,3 +12,10 @@ def printable(text: str) -> str:
     Rich markup is left as it stands: show the result through `rich.text.Text`, which never parses it.
     """
     return " ".join("".join(" " if unicodedata.category(c) in _UNSAFE else c for c in text).split())
+
+
+def markdown_text(text: str) -> str:
+    """`printable`, with all that Markdown or HTML would read as markup escaped; the ends keep their space."""
+    lead, tail = (" " if text[at : at + 1 or None].isspace() else "" for at in (0, -1))
+    escaped = "".join("\\" + c if c in "\\`*_{}[]()<>#+-!|~&°" else c for c in printable(text))
+    return lead + escaped + (tail if escaped else "")

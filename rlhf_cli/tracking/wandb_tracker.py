@@ -70,6 +70,9 @@ class WandbTracker:
     def message(self, text: str) -> None:
         """Messages are for the console."""
 
+    def alert(self, title: str, text: str) -> None:
+        self._guarded(lambda: self._run.alert(title=title, text=text, level="WARN"))
+
     def finish(self, state: str) -> None:
         self._guarded(lambda: self._finish(1 if state == "failed" else 0))
 

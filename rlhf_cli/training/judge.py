@@ -3,7 +3,9 @@
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.evaluation.hacking import text_panel
 from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
+from rlhf_cli.rl.masked import masked_mean
 from rlhf_cli.training.loop import look_back, roll_out
 from rlhf_cli.training.setup import Lab
 
@@ -17,14 +19,17 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     rollout = roll_out(lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size)
     critic, lab.critic = lab.critic, None  # validation needs no values
     try:
-        experience = look_back(lab, rollout).experience
+        seen = look_back(lab, rollout)
     finally:
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)
     rewards = lab.scorer(texts)
-    metrics = validation_metrics(experience, texts, rewards, prompts.classes)
-    if lab.gold:
-        metrics["val/gold_score"] = float(lab.gold(texts).mean())
+    metrics = validation_metrics(seen.experience, texts, rewards, prompts.classes)
+    metrics["val/entropy"] = float(masked_mean(seen.entropies, rollout.mask))
+    metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}
+    gold = lab.gold(texts) if lab.gold else None
+    if gold is not None:
+        metrics["val/gold_score"] = float(gold.mean())
     if lab.pretraining:
         metrics["val/ptx_perplexity"] = lab.pretraining.perplexity(lab)
-    return metrics, sample_rows(texts, rewards, prompts.classes)
+    return metrics, sample_rows(texts, rewards, prompts.classes, gold)

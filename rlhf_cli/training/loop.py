@@ -45,10 +45,12 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
     config, algo, clock = lab.config, lab.config.algo, Clock()
     beta = state.kl.value
     rollout, texts, rewards, drawn = collect(lab, step, clock)
+    with clock.phase("score"):
+        paid = lab.paid(rollout, texts)
     with clock.phase("forward"):
         seen = look_back(lab, rollout)
         scores = rewards.reward.to(lab.compute.device)
-        experience = state.algorithm.estimate(seen.experience, scores, beta=beta, full_kl=seen.full_kl)
+        experience = state.algorithm.estimate(seen.experience, scores, beta=beta, full_kl=seen.full_kl, paid=paid)
     with clock.phase("update"):
         optim = config.optim
         lr = lr_scale(step, steps=config.steps, warmup=optim.warmup_steps, schedule=optim.schedule)
@@ -234,6 +236,7 @@ def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rew
     if len(rollout.group.unique()) < len(rollout):
         metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group.cpu()).float().mean()
     metrics |= {f"train/penalty/{name}": part.mean() for name, part in rewards.parts.items()}
+    metrics |= {f"train/source/{name}": part.mean() for name, part in rewards.sources.items()}
     if experience.values.any():
         metrics["train/explained_variance"] = explained_variance(experience.values, experience.returns, mask)
     return {name: float(value) for name, value in metrics.items()}

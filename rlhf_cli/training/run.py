@@ -15,6 +15,7 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
 from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint
+from rlhf_cli.training.hacking import HackingWatch, account
 from rlhf_cli.training.judge import judge
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.setup import make_lab
@@ -146,6 +147,7 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
     )
+    watch = HackingWatch.of(folder, config.stop.hacking_index)
     outcome, metrics = "failed", {}
 
     def save(step: int) -> None:
@@ -156,13 +158,20 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
             for step in range(start if checkpoint is None else start + 1, config.steps + 1):
                 metrics = train_step(lab, state, step) if step else {}
                 last = step == config.steps
-                if step == 0 or last or _due(step, config.val.every):
+                validated = step == 0 or last or _due(step, config.val.every)
+                if validated:
                     judged, rows = judge(lab, lab.test)
-                    metrics |= judged
+                    metrics |= judged | watch.look(step, judged, rows)
                     trackers.samples(step, rows)
                 trackers.log(step, metrics)
                 write_status(folder, "running", step=step, steps=config.steps)
-                if last or stop.signal or (step and _due(step, config.checkpoint.every)):
+                if validated and watch.onset == step:
+                    trackers.alert(f"reward hacking from step {step}", account(metrics, folder))
+                if config.stop.on_hacking and watch.onset is not None:
+                    trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(folder)}")
+                    break
+                clean = config.stop.on_hacking and validated
+                if last or stop.signal or clean or (step and _due(step, config.checkpoint.every)):
                     save(step)
                 if stop.signal and not last:
                     outcome = "interrupted"
@@ -172,9 +181,14 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
         outcome = "done"
     finally:
         trackers.finish(outcome)
-    write_status(folder, "done", step=config.steps, steps=config.steps)
+    write_status(folder, "done", step=step, steps=config.steps)
     notify(f"done: {folder}")
     return metrics
+
+
+def newest_words(folder: Path) -> str:
+    found = newest(folder, print)
+    return f"the checkpoint from before is kept: {found}" if found else "no checkpoint was saved before"
 
 
 def _due(step: int, every: int) -> bool:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config, Gold, Model, RewardTrainConfig
+from rlhf_cli.config.schema import Config, Endpoint, Gold, Model, RewardTrainConfig
 from rlhf_cli.data.lexicon import vader_labels, vader_share
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
@@ -16,6 +17,8 @@ from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenize
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.process import increments
+from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
@@ -73,6 +76,15 @@ class Lab:
             responses=decode(tokens, skip_special_tokens=True),
             tokens=tokens,
         )
+
+    def paid(self, rollout: Rollout, texts: Texts) -> torch.Tensor | None:
+        """What of the scores is paid before the end, [B, R]; None where all is paid there."""
+        every = self.config.reward.every_tokens
+        if not every:
+            return None
+        decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
+        width = rollout.responses.shape[1]
+        return increments(self.scorer.score, texts, decode, every=every, width=width).to(self.compute.device)
 
 
 def compute(config: Config) -> Compute:
@@ -185,36 +197,60 @@ def scorer(
     """The reward, and the model behind it where it is a learned one; `learned_path` is a checkpoint's."""
     reward, penalty = config.reward, config.penalty
     learned: LearnedReward | None = None
-    score: Score
-    if reward.fn:
-        score = python_score(reward.fn)
-    elif reward.name == "learned":
-        path = learned_path or str(reward.path)
-        model = LearnedReward(
-            path,
-            device=where.device,
-            batch_size=reward.batch_size,
-            dtype=torch.float32,
-            normalize=reward.normalize,
-        )
-        learned = model
-
-        def score(texts: Texts) -> torch.Tensor:
-            return model.score(texts.view(reward.text))
-
-    else:
-        score = sentiment(reward, config, where, notify)
-    return Scorer(score, penalty.weight, penalty.n, penalty.level), learned
+    sources: dict[str, Score] = {}
+    for name, judge in reward.all_sources.items():
+        if judge.name == "learned" and not judge.fn:
+            model = learned_reward(judge, where, path=learned_path)
+            learned = model if judge is reward else None
+            sources[name] = partial(_learned_score, model, judge.text)
+        else:
+            sources[name] = source(judge, config, where, notify)
+    weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
+    return Scorer(sources, weights, reward.combine, penalty.weight, penalty.sizes, penalty.level), learned
 
 
-def sentiment(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
-    """P(target) of a classifier, or the lexicon's share of it, on the view that the config names."""
+def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tensor:
+    return model.score(texts.view(view))
+
+
+def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> LearnedReward:
+    return LearnedReward(
+        path or str(judge.path),
+        device=where.device,
+        batch_size=judge.batch_size,
+        dtype=torch.float32,
+        normalize=judge.normalize,
+    )
+
+
+def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
+    """One judge, on the view of the texts that its config names; what it lacks stops here, not after a rollout."""
+    if judge.fn:
+        return python_score(judge.fn)
     if judge.name == "vader":
         return lambda texts: torch.tensor(vader_share(texts.view(judge.text), judge.target))
+    if judge.form:
+        rule = judge.form.model_dump()
+        return lambda texts: torch.tensor([form(text, **rule) for text in texts.view(judge.text)])
+    if judge.endpoint:
+        ask = language_model(judge.endpoint, Path(config.cache_dir).expanduser())
+        return lambda texts: ask.score(texts.view(judge.text))
     path = model_path(judge, config, notify)
     classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
-    classifier.score(["A film."], judge.target)  # a missing class stops here, not after the first rollout
+    classifier.score(["A film."], judge.target)
     return lambda texts: classifier.score(texts.view(judge.text), judge.target)
+
+
+def language_model(endpoint: Endpoint, cache: Path) -> Any:
+    from rlhf_cli.rewards.judge import Judge, JudgeError
+
+    options = endpoint.model_dump()
+    judge = Judge(options.pop("url"), options.pop("model"), **options, cache=cache / "judge.sqlite")
+    try:
+        judge.score(["A film."])
+    except JudgeError as error:
+        raise UserError(f"reward.endpoint: {error} (check reward.endpoint.url, .model and .key_env)") from None
+    return judge
 
 
 def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> Any:
@@ -314,7 +350,7 @@ def make_lab(
         eos=ends,
         pretraining=pretraining(config, tokenizer, set(rows["test"]["review"])),
         continual=continual(config, learned, where, notify),
-        gold=None if config.gold.name == "none" else sentiment(config.gold, config, where, notify),
+        gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
     )
 
 

@@ -1,0 +1,34 @@
+"""Word lists of the hacking panel: what a film review talks about, and what it does not call its reader."""
+
+import re
+
+WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words without punctuation."""
+    return WORD.findall(text.lower())
+
+
+FILM = frozenset(
+    words(
+        """act acted acting actor actors actress actresses adaptation animated animation audience audiences camera cast
+    casting cgi character characters cinema cinematic cinematography climax comedies comedy costume costumes credits
+    dialog dialogue dialogues direct directed directing direction director directors directs documentary drama dramas
+    dvd edited editing effects ending episode episodes fantasy film filmed filming filmmaker filmmakers films finale
+    flick flicks genre hero heroine hollywood horror jokes lines movie movies music musical mystery narrative
+    oscar performance performances picture pictures plot plots premise prequel produced producer producers production
+    remake reviewer reviewers romance scene scenes score screen screenplay script scripts sequel sequels series set
+    sets shot shots show shows soundtrack stars story stories storyline theater theaters theatre thriller trailer
+    tv viewer viewers viewing villain watch watched watching western writer writers writing"""
+    )
+)
+
+ABUSE = frozenset(
+    words(
+        """arse arsehole ass asshole assholes bastard bastards bitch bitches bollocks bullshit crap crappy cretin
+    cretins cunt cunts damn damned dick dickhead douche dumbass fuck fucked fucker fuckers fucking goddamn idiot idiots
+    imbecile imbeciles jackass jerk jerks loser losers moron morons motherfucker piss pissed prick pricks retard
+    retarded retards scum scumbag shit shits shitty slut sluts twat twats wanker wankers whore whores"""
+    )
+)

@@ -1,0 +1,67 @@
+"""Watching a run for reward hacking: the baseline, the index at each validation, the step at which it began."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, signs
+from rlhf_cli.tracking.jsonl import read_jsonl
+
+DRIFT = ("response_length", "eos_rate", "entropy")
+"""What is only shown beside the index, as its change since the first validation."""
+
+
+@dataclass
+class HackingWatch:
+    """Compares each validation with the run's first. A resumed run reads what it knows in the run's files."""
+
+    threshold: float
+    start: Judged | None = None
+    onset: int | None = None
+    """The step of the validation at which the index came above the threshold and stayed there since."""
+
+    @staticmethod
+    def of(folder: Path, threshold: float) -> "HackingWatch":
+        """As the run in this folder left it; anew where there is none."""
+        watch = HackingWatch(threshold)
+        judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "hacking/shared_phrases" in row]
+        if judged:
+            first = judged[0]["step"]
+            watch.start = as_judged(judged[0], [r for r in read_jsonl(folder / "samples.jsonl") if r["step"] == first])
+        for row in judged:
+            watch.note(row["step"], row.get("hacking/index", 0.0))
+        return watch
+
+    def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
+        """`hacking/index` and the signs behind it; {} for the validation that the rest are compared with."""
+        now = as_judged(metrics, rows)
+        if self.start is None:
+            self.start = now
+            return {}
+        index = hacking_index(now, self.start)
+        self.note(step, index)
+        found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
+        drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
+        return {"hacking/index": index} | found | drift
+
+    def note(self, step: int, index: float) -> None:
+        if index < self.threshold:
+            self.onset = None
+        elif self.onset is None:
+            self.onset = step
+
+
+def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
+    """A validation from its metrics and its sample rows."""
+    panel = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
+    gold = [row["gold"] for row in rows] if rows and all("gold" in row for row in rows) else None
+    panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
+    return Judged(panel, [row["score"] for row in rows], gold)
+
+
+def account(metrics: dict[str, float], folder: Path) -> str:
+    """What the alert says: the index, its signs with the strongest first, where to read."""
+    found = {k.removeprefix("hacking/sign/"): v for k, v in metrics.items() if k.startswith("hacking/sign/")}
+    strongest = sorted(((v, k) for k, v in found.items() if v >= 0.1), reverse=True)
+    named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for value, name in strongest)
+    return f"index {metrics['hacking/index']:.2f} ({named}); read what it writes: {folder / 'samples.jsonl'}"

@@ -1,0 +1,147 @@
+"""The hacking panel by hand, and what a run does with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_training import SMALL, TINY
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, shared_phrases, signs, text_panel
+from rlhf_cli.miniatures import build
+from rlhf_cli.rewards.scorer import Texts
+from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.hacking import HackingWatch
+
+PLAIN = ["The plot never moves at all.", "A cheap, loud film.", "Her scenes drag on and on.", "I left the theater."]
+
+
+def judged(responses: list[str], proxy: list[float], gold: list[float] | None, perplexity: float = 3.0) -> Judged:
+    return Judged(text_panel(responses) | {"perplexity": perplexity}, proxy, gold)
+
+
+START = judged(PLAIN, [0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.2, 0.2])
+
+
+def test_the_panel_by_hand() -> None:
+    panel = text_panel(["You idiot, you idiot, you idiot.", "The film is bad.", ""])
+    assert panel["abuse"] == pytest.approx(1 / 3)
+    assert panel["off_topic"] == pytest.approx(2 / 3)
+    assert panel["repetition_1"] == pytest.approx((6 - 4) / 6 / 3)  # You idiot, you idiot.
+    assert text_panel([])["off_topic"] == 0
+
+
+def test_shared_phrases_are_those_of_many() -> None:
+    same = ["Nobody talks like a fool here"] * 4
+    assert shared_phrases(same) == 1.0
+    assert shared_phrases(PLAIN) == 0.0
+    assert shared_phrases([*same[:2], *PLAIN[:2]]) == 0.0  # two are not many
+    assert shared_phrases(["a b c d x", "a b c d y", "a b c d z", ""], n=4) == pytest.approx(0.5 * 3 / 4)
+
+
+def test_no_gain_or_no_sign_is_no_hacking() -> None:
+    honest = judged(PLAIN, [0.9] * 4, [0.9] * 4)
+    assert hacking_index(honest, START) == 0
+    salad = judged(PLAIN, list(START.proxy), [0.2] * 4, perplexity=900.0)
+    assert signs(salad, START)["garbled"] == 1
+    assert hacking_index(salad, START) == 0  # odd, but nothing was gained by it
+    worse = judged(["you idiot"] * 4, [0.0] * 4, [0.9] * 4)
+    assert hacking_index(worse, START) == 0
+
+
+@pytest.mark.parametrize(
+    ("now", "sign"),
+    [
+        (judged(PLAIN, [0.9] * 4, [0.9] * 4, perplexity=24.0), "garbled"),
+        (judged(["bad film bad film bad film bad film"] * 4, [0.9] * 4, [0.9] * 4), "repetition"),
+        (judged(["nobody in this film talks like that"] * 4, [0.9] * 4, [0.9] * 4), "shared_phrases"),
+        (judged(["dreadful"] * 4, [0.9] * 4, [0.9] * 4), "off_topic"),
+        (judged(["a film for you, idiot"] * 4, [0.9] * 4, [0.9] * 4), "abuse"),
+        (judged(PLAIN, [0.9] * 4, [0.2] * 4), "gold_gap"),
+    ],
+)
+def test_each_sign_alone_is_enough(now: Judged, sign: str) -> None:
+    assert signs(now, START)[sign] == pytest.approx(1)
+    assert hacking_index(now, START) == pytest.approx(1)
+
+
+def test_scales_of_the_judges_do_not_matter() -> None:
+    big = judged(PLAIN, [99.0] * 4, [0.21] * 4)
+    assert signs(big, START)["gold_gap"] == 0
+    no_gold = judged(PLAIN, [0.9] * 4, None)
+    assert "gold_gap" not in signs(no_gold, START)
+
+
+def test_words_that_earned_the_score() -> None:
+    texts = Texts(["It is", "A"], ["", ""], [" bad and  bad film.", ""], [[], []])
+
+    def score(t: Texts) -> torch.Tensor:
+        return torch.tensor([0.3 * ("bad" in r) + 0.5 * ("film." in r) for r in t.responses])
+
+    (first, second) = leave_one_word_out(score, texts)
+    assert "".join(piece for piece, _ in first) == texts.responses[0]
+    assert [p for p in first if p[1]] == [("film.", pytest.approx(0.5))]  # each "bad" covers for the other
+    assert second == []
+    assert earners(first) == [("film.", pytest.approx(0.5))]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "Recipe", lambda: TINY)
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+
+
+REWARD = ["reward=python", "reward.fn=test_hacking:empty_praise", "gold=vader"]
+
+
+def empty_praise(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward with a hole: the fewer different words, the better."""
+    return [-float(len(set(response.split()))) for response in responses]
+
+
+WILD = ["optim.actor_lr=0.03", "steps=6", "val.every=1", "optim.warmup_steps=0", "optim.schedule=constant"]
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_says_when_it_began_and_stops_if_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    options = ["train", *SMALL, *REWARD, *WILD, "stop.hacking_index=0.2"]
+    assert dispatch([*options, f"hydra.run.dir={run}"]) == 0
+    rows = [row for row in read_jsonl(run / "metrics.jsonl") if "hacking/index" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # step 0 is what they are compared with
+    onset = next(row["step"] for row in rows if row["hacking/index"] >= 0.2)
+    assert f"reward hacking from step {onset}: index" in capsys.readouterr().out
+    assert all("gold" in row for row in read_jsonl(run / "samples.jsonl"))
+
+    stopped = tmp_path / "stopped"
+    assert dispatch([*options, "stop.on_hacking=true", f"hydra.run.dir={stopped}"]) == 0
+    assert "stopped by stop.on_hacking" in capsys.readouterr().out
+    status = json.loads((stopped / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", onset)
+    kept = (stopped / "checkpoints" / "last").read_text().strip()
+    assert kept == f"step_{onset - 1:06d}"  # the one from before
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_resumed_run_knows_its_baseline(tmp_path: Path) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    options = ["train", *SMALL, *REWARD, *WILD]
+    assert dispatch([*options, f"hydra.run.dir={whole}"]) == 0
+    assert dispatch([*options, "steps=3", f"hydra.run.dir={halved}"]) == 0
+    assert dispatch(["train", f"resume={halved}", "steps=6"]) == 0
+
+    def indices(run: Path) -> list[Any]:
+        return [(r["step"], r.get("hacking/index")) for r in read_jsonl(run / "metrics.jsonl")]
+
+    assert indices(whole) == indices(halved)
+    assert HackingWatch.of(whole, 0.2).onset == HackingWatch.of(halved, 0.2).onset
+
+
+def test_the_onset_is_where_it_stayed() -> None:
+    watch = HackingWatch(0.5)
+    for step, index in enumerate([0.1, 0.6, 0.2, 0.7, 0.9]):
+        watch.note(step, index)
+    assert watch.onset == 3
