@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_cli import __version__
@@ -18,6 +19,7 @@ COMMANDS = {
     "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
+    "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
     "models": "list the models; build the miniatures and say how good they are",
 }
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
@@ -37,6 +39,8 @@ def dispatch(argv: list[str]) -> int:
         case ["--version" | "-V", *_]:
             print(f"rlhf {__version__}")
             return 0
+        case ["sweep", *rest]:
+            return sweep(rest)
         case [command, *rest] if command in COMMANDS:
             return run(command, rest)
         case [command, *_]:
@@ -82,16 +86,53 @@ def run(command: str, argv: list[str]) -> int:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(_hydra_message(error))
-    resume = planned.jobs[0].resume
-    argv = [a for a in argv if a not in ("--multirun", "-m")]
     if args.multirun:
-        argv = ["--multirun", *argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"]
-    elif resume not in (None, "auto"):
+        return _sweep(planned, argv)
+    resume = planned.jobs[0].resume
+    if resume not in (None, "auto"):
         argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
-    return _run(command, argv, sweep=planned.sweep_dir if args.multirun else None, jobs=planned.overrides)
+    return _run(command, argv)
 
 
-def _run(command: str, argv: list[str], *, sweep: str | None, jobs: list[list[str]]) -> int:
+def sweep(argv: list[str]) -> int:
+    """`rlhf sweep …`: a multirun of train, or what was left of one."""
+    places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
+    if not places or places == ["auto"]:
+        return run("train", argv if any(word.startswith("-") for word in argv) else ["--multirun", *argv])
+    from rlhf_cli.commands.sweep import resume
+
+    typed = [word for word in argv if not word.startswith("resume=")]
+    return _answered(lambda: resume(places[-1].strip("'\""), typed))
+
+
+def _sweep(planned: Any, argv: list[str]) -> int:
+    """A list of jobs is ours to run; a sweeper that proposes jobs as it goes has Hydra run them."""
+    if "BasicSweeper" in planned.sweeper:
+        from rlhf_cli.commands.sweep import start
+
+        return _answered(lambda: start(planned, [a for a in argv if a not in ("--multirun", "-m")]))
+    argv = ["--multirun", *(a for a in argv if a not in ("--multirun", "-m"))]
+    code = _run(planned.command, [*argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"])
+    from rlhf_cli.commands.sweep_table import show
+
+    return max(code, show(Path(planned.sweep_dir)))
+
+
+def _answered(action: Callable[[], int]) -> int:
+    """The action's exit code; an error of the user's, or of Hydra in the name of one, is one message."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        return action()
+    except UserError as error:
+        return _refuse(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _refuse(_hydra_message(error))
+
+
+def _run(command: str, argv: list[str]) -> int:
     from rlhf_cli.training.status import Interrupted
 
     code = 0
@@ -111,10 +152,6 @@ def _run(command: str, argv: list[str], *, sweep: str | None, jobs: list[list[st
 
             traceback.print_exc()
         code = 1
-    if sweep is not None:
-        from rlhf_cli.commands.sweep_table import show
-
-        code = max(code, show(sweep, jobs))
     return code
 
 

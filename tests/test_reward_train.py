@@ -155,7 +155,7 @@ def test_a_sweep_shows_the_accuracy(cache, tmp_path: Path) -> None:
     data = ranked_file(tmp_path, 10)
     swept = ["reward_train.epochs=1,2", f"reward_train.data={data}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     assert dispatch(["reward-train", "--multirun", *SMALL, *swept]) == 0
-    rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    rows = json.loads((tmp_path / "sweep" / "table.json").read_text())["jobs"]
     assert [row["state"] for row in rows] == ["done", "done"]
     assert all(0 <= row["val/pairwise_accuracy"] <= 1 for row in rows)
 

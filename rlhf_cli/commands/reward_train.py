@@ -6,8 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 
-def run(cfg: DictConfig) -> float:
-    """Train a reward model on ranked responses; returns its accuracy on held-out pairs (what a sweeper maximises)."""
+def run(cfg: DictConfig) -> float | None:
+    """Train a reward model on ranked responses; returns the config's objective on held-out pairs."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -22,7 +22,7 @@ def run(cfg: DictConfig) -> float:
     before, after, bins = train_reward_model(config, folder, group=Path(hydra.sweep.dir).name if sweeping else None)
     show(before, after, bins)
     print(f"use it: rlhf train reward=learned reward.path={folder / 'reward_model'}", flush=True)
-    return after["val/pairwise_accuracy"]
+    return after.get(config.objective)
 
 
 def show(before: dict[str, float], after: dict[str, float], bins: list[Any]) -> None:

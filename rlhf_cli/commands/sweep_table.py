@@ -1,53 +1,214 @@
-"""The table at the end of a sweep."""
+"""The table of a sweep: one row a job, and one a setting with mean ± std over its seeds."""
 
+import csv
+import io
 import json
+import math
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
+
+from rlhf_cli.tracking.text import printable
+from rlhf_cli.training.status import alive, read_status, write_atomic
 
 TRAIN = ("val/score", "val/kl", "val/repetition", "val/response_length")
 REWARD_TRAIN = ("val/pairwise_accuracy", "val/pairwise_loss", "val/calibration_error")
+SEEDS = ("seed",)
+"""What settings are averaged over."""
 
 
-def show(sweep: str, jobs: list[list[str]]) -> int:
-    """Print one row a job, write sweep.json; 1 if any job did not end well."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+def show(folder: Path) -> int:
+    """Print the table of a sweep and write it as table.md, table.json and table.csv; 1 if any job is not done."""
+    table = make(folder)
+    write_atomic(folder / "table.json", json.dumps(table, indent=1) + "\n")
+    write_atomic(folder / "table.md", markdown(table))
+    write_atomic(folder / "table.csv", as_csv(table))
+    _print(table)
+    return int(any(row["state"] != "done" for row in table["jobs"]))
 
-    from rlhf_cli.training.run import last_metrics
-    from rlhf_cli.training.status import read_status
 
-    latest = [last_metrics(Path(sweep) / str(number)) for number in range(len(jobs))]
-    columns = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest) else TRAIN
-    common = [override for override in jobs[0] if all(override in job for job in jobs)] if len(jobs) > 1 else []
-    caption = escape("all jobs: " + " ".join(common)) if common else None
-    table = Table(title=f"sweep {escape(sweep)}", caption=caption)
-    for column in ("job", "overrides", "state"):
-        table.add_column(column, overflow="fold")
-    for column in columns:
-        table.add_column(column.removeprefix("val/").removeprefix("response_"), justify="right")
-    rows: list[dict[str, Any]] = []
-    for number, overrides in enumerate(jobs):
-        folder = Path(sweep) / str(number)
-        status, metrics = read_status(folder), latest[number]
-        state = status.get("state", "not started")
-        rows.append(
+def make(folder: Path) -> dict[str, Any]:
+    """{"sweep", "common": overrides of every job, "metrics": columns, "jobs": rows, "settings": rows}."""
+    listed, objective = _jobs(folder)
+    common = [o for o in listed[0] if all(o in job for job in listed.values())] if len(listed) > 1 else []
+    latest = {number: results(folder / str(number)) for number in listed}
+    columns = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest.values()) else TRAIN
+    if objective and objective not in columns and any(objective in metrics for metrics in latest.values()):
+        columns = (objective, *columns)
+    jobs = []
+    for number, overrides in listed.items():
+        status, metrics = read_status(folder / str(number)), latest[number]
+        jobs.append(
             {
                 "job": number,
-                "overrides": overrides,
-                "state": state,
+                "overrides": [o for o in overrides if o not in common],
+                "state": state(status),
+                **{name: metrics.get(name) for name in columns},
+                "seconds": status.get("seconds"),
                 "error": status.get("error"),
-                **{c: metrics.get(c) for c in columns},
             }
         )
-        style = "" if state == "done" else "bold red"
-        numbers = [f"{metrics[c]:.3f}" if isinstance(metrics.get(c), float) else "–" for c in columns]
-        varied = "\n".join(override for override in overrides if override not in common)
-        table.add_row(str(number), escape(varied), state, *numbers, style=style)
-    Console().print(table)
-    for row in rows:
+    return {
+        "sweep": str(folder),
+        "common": common,
+        "metrics": list(columns),
+        "jobs": jobs,
+        "settings": settings(jobs, columns),
+    }
+
+
+def _jobs(folder: Path) -> tuple[dict[int, list[str]], str | None]:
+    """Overrides by job number, and the metric that the sweep is about."""
+    try:
+        record = json.loads((folder / "sweep.json").read_text())
+        return {job["job"]: job["overrides"] for job in record["jobs"]}, record["shared"].get("objective")
+    except (OSError, ValueError, LookupError):
+        pass
+    # a sweeper that proposes jobs as it goes leaves no list
+    from omegaconf import OmegaConf
+
+    found = {int(p.name): p / ".hydra" / "overrides.yaml" for p in folder.iterdir() if p.name.isdigit()}
+    return {n: [str(o) for o in OmegaConf.load(p)] if p.exists() else [] for n, p in sorted(found.items())}, None
+
+
+def state(status: dict[str, Any]) -> str:
+    """done | failed | interrupted | running | killed | not started"""
+    if status.get("state") == "running":
+        return "running" if alive(status) else "killed"
+    return str(status.get("state", "not started"))
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """The last metrics of a job, of whatever command."""
+    from rlhf_cli.training.run import last_metrics
+
+    try:
+        return dict(json.loads((folder / "eval.json").read_text())["metrics"])
+    except (OSError, ValueError, LookupError):
+        return last_metrics(folder)
+
+
+def settings(jobs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Mean and sample standard deviation over the seeds of each setting, of the jobs that are done."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in jobs:
+        if row["state"] == "done":
+            groups.setdefault(tuple(o for o in row["overrides"] if o.partition("=")[0] not in SEEDS), []).append(row)
+    if all(len(rows) < 2 for rows in groups.values()):
+        return []
+    table = []
+    for overrides, rows in groups.items():
+        line: dict[str, Any] = {"overrides": list(overrides), "seeds": len(rows)}
+        for name in columns:
+            values = [row[name] for row in rows if isinstance(row[name], int | float)]
+            line[name] = mean(values) if values else None
+            line[f"{name}_std"] = stdev(values) if len(values) > 1 else None
+        table.append(line)
+    return table
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """Both tables; cells can neither end a column nor carry markup."""
+    names = [short(name) for name in table["metrics"]]
+    jobs = [_cells(row, table["metrics"], _code(row["overrides"])) for row in table["jobs"]]
+    lines = _markdown_rows(["job", "overrides", "state", *names, "seconds"], jobs)
+    if table["settings"]:
+        lines += ["", "Mean ± standard deviation over seeds:", ""]
+        lines += _markdown_rows(
+            ["overrides", "seeds", *names],
+            [
+                [_code(row["overrides"]), str(row["seeds"]), *(spread(row, m) for m in table["metrics"])]
+                for row in table["settings"]
+            ],
+        )
+    if table["common"]:
+        lines += ["", f"All jobs: {_code(table['common'])}"]
+    for row in table["jobs"]:
         if row["error"]:
-            Console().print(f"job {row['job']} {row['state']}: {row['error']}", markup=False)
-    if Path(sweep).is_dir():
-        (Path(sweep) / "sweep.json").write_text(json.dumps(rows, indent=1) + "\n")
-    return int(any(row["state"] != "done" for row in rows))
+            lines += ["", f"Job {row['job']} {row['state']}: {_code([row['error']])}"]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: dict[str, Any], metrics: list[str], overrides: str) -> list[str]:
+    numbers = (number(row[name]) for name in metrics)
+    return [str(row["job"]), overrides, row["state"], *numbers, number(row["seconds"], digits=1)]
+
+
+def _markdown_rows(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _code(words: list[str]) -> str:
+    text = printable(" ".join(words)).replace("`", "'").replace("|", "\\|")
+    return f"`{text}`" if text else ""
+
+
+def as_csv(table: dict[str, Any]) -> str:
+    """One line a job, a column for each key that was swept; then one line a setting, its job being "mean"."""
+    keys = list(dict.fromkeys(_key(o) for row in table["jobs"] for o in row["overrides"]))
+    stds = [f"{name}_std" for name in table["metrics"]] if table["settings"] else []
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(cell, ["job", *keys, "state", *table["metrics"], *stds, "seconds", "seeds", "error"]))
+    for row in [*table["jobs"], *table["settings"]]:
+        values = {_key(o): o.partition("=")[2] for o in row["overrides"]}
+        found = [row.get(name) for name in (*table["metrics"], *stds)]
+        ends = [row.get("seconds"), row.get("seeds"), row.get("error")]
+        line = [row.get("job", "mean"), *(values.get(k) for k in keys), row.get("state"), *found, *ends]
+        writer.writerow(map(cell, line))
+    return out.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return "" if value is None else value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return "'" + value if value.lstrip()[:1] in tuple("=+-@") or value[:1] in tuple("\t\r\n") else value
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def short(metric: str) -> str:
+    return metric.removeprefix("val/").removeprefix("response_")
+
+
+def number(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
+
+
+def spread(row: dict[str, Any], metric: str) -> str:
+    std = row[f"{metric}_std"]
+    return number(row[metric]) + (f" ± {number(std)}" if std is not None else "")
+
+
+def _print(table: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    caption = Text("all jobs: " + " ".join(table["common"])) if table["common"] else None
+    shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption)
+    for column in ("job", "overrides", "state"):
+        shown.add_column(column, overflow="fold")
+    for column in (*map(short, table["metrics"]), "seconds"):
+        shown.add_column(column, justify="right")
+    for row in table["jobs"]:
+        cells = _cells(row, table["metrics"], printable(" ".join(row["overrides"])))
+        shown.add_row(*map(Text, cells), style="" if row["state"] == "done" else "bold red")
+    console.print(shown)
+    if table["settings"]:
+        means = Table("overrides", "seeds", *map(short, table["metrics"]), title="mean ± std over seeds")
+        for row in table["settings"]:
+            cells = [printable(" ".join(row["overrides"])), str(row["seeds"])]
+            means.add_row(*map(Text, [*cells, *(spread(row, m) for m in table["metrics"])]))
+        console.print(means)
+    for row in table["jobs"]:
+        if row["error"]:
+            console.print(Text(f"job {row['job']} {row['state']}: {printable(row['error'])}"))

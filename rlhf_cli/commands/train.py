@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 
 def run(cfg: DictConfig) -> float | None:
-    """One job; returns the last validation score (what a sweeper maximises)."""
+    """One job; returns the last value of the config's objective (what a sweeper maximises)."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -15,11 +15,12 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     config = settle("train", cfg, list(hydra.overrides.task))
     sweeping = hydra.mode == RunMode.MULTIRUN
-    from rlhf_cli.training.run import train
+    from rlhf_cli.training.run import last_metrics, train
 
+    folder = Path(hydra.runtime.output_dir)
     metrics = train(
         config,
-        Path(hydra.runtime.output_dir),
+        folder,
         group=Path(hydra.sweep.dir).name if sweeping else None,
     )
-    return metrics.get("val/score")
+    return (metrics or last_metrics(folder)).get(config.objective)

@@ -1,5 +1,7 @@
 """Composing configs outside Hydra's job: checked before anything runs, and inherited from a saved run."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 """In a wheel `conf` lies in the package; in a checkout, beside it."""
 
-CHANGEABLE_ON_RESUME = ("resume", "steps", "val.every", "checkpoint.every", "stop", "tracking", "device")
+CHANGEABLE_ON_RESUME = (
+    "resume", "steps", "val.every", "checkpoint.every", "stop", "tracking", "device", "objective", "fail_fast",
+)  # fmt: skip
 
 OmegaConf.register_new_resolver("detected_scale", detected_scale, replace=True)
 
@@ -23,43 +27,70 @@ OmegaConf.register_new_resolver("detected_scale", detected_scale, replace=True)
 class Plan:
     """What a command line asks for: one config a job, and where Hydra will put them."""
 
+    command: str
     jobs: list[Any]
     overrides: list[list[str]]
+    """Of each job, without Hydra's own."""
+    engine: list[str]
+    """Hydra's own overrides, the same for every job: launcher, folders, search path."""
     run_dir: str
     sweep_dir: str
+    sweeper: str
+    """The class that chooses the jobs: Hydra's basic one, or one that proposes them as results come in."""
+    launcher: str
+    """The class that runs them."""
+    scale: str
+    """As it was typed: auto, mini or full."""
 
 
 def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
     """Compose and check every job of a command line; raises `UserError` before any of them starts."""
-    from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    search = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name=command):
+    engine = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    if not multirun:
+        return plan_jobs(command, [overrides], engine)
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides(overrides)
+    engine += [str(o.input_line) for o in parsed if o.is_hydra_override()]
+    if swept := [o.input_line for o in parsed if o.is_hydra_override() and o.is_sweep_override()]:
+        raise UserError(f"{swept[0]}: Hydra's own keys are the same for all jobs of a sweep")
+    of_jobs = [str(o.input_line) for o in parsed if not o.is_hydra_override()]
+    plain = [str(o.input_line) for o in parsed if not o.is_hydra_override() and not o.is_sweep_override()]
+    with _composer(command) as composed:
+        params = composed([*engine, *plain]).hydra.sweeper.get("params") or {}
+    typed = {o.key_or_group for o in parsed}
+    from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
+    split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)
+    return plan_jobs(command, [list(job) for batch in split for job in batch], engine)
 
-        def composed(job: list[str]) -> DictConfig:
-            return compose(config_name=command.replace("-", "_"), overrides=[*search, *job], return_hydra_config=True)
 
-        parser = OverridesParser.create()
-        if multirun:
-            plain = [o.input_line for o in parser.parse_overrides(overrides) if not o.is_sweep_override()]
-            first = composed([o for o in plain if o is not None])
-            params = first.hydra.sweeper.get("params") or {}
-            typed = {o.key_or_group for o in parser.parse_overrides(overrides)}
-            from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
-            split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *overrides]), None)
-            jobs = [list(job) for batch in split for job in batch]
-        else:
-            jobs = [overrides]
-        configs = [composed(job) for job in jobs]
+def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
+    """Compose and check these jobs; raises `UserError`."""
+    with _composer(command) as composed:
+        configs = [composed([*engine, *job]) for job in jobs]
     first = configs[0]
     return Plan(
+        command=command,
         jobs=[settle(command, config, job) for config, job in zip(configs, jobs, strict=True)],
         overrides=jobs,
+        engine=engine,
         run_dir=_expand(first, "hydra.run.dir"),
         sweep_dir=_expand(first, "hydra.sweep.dir"),
+        sweeper=_expand(first, "hydra.sweeper._target_"),
+        launcher=_expand(first, "hydra.launcher._target_"),
+        scale=_expand(first, "hydra.runtime.choices.scale"),
     )
+
+
+@contextmanager
+def _composer(command: str) -> Iterator[Callable[[list[str]], DictConfig]]:
+    """A function from overrides to the composed config of a command, Hydra's part included."""
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name=command):
+        yield lambda job: compose(config_name=command.replace("-", "_"), overrides=job, return_hydra_config=True)
 
 
 def _expand(config: DictConfig, key: str) -> str:

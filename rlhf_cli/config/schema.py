@@ -279,6 +279,8 @@ class Config(Section):
     scale: Literal["mini", "full"]
     cache_dir: str
     resume: str | None
+    objective: str = Field(pattern=r"^(val|train)/.+")
+    fail_fast: bool
     actor: Model
     critic: Model
     reward: Reward

@@ -20,7 +20,7 @@ from rlhf_cli.training.judge import judge
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.setup import make_lab
 from rlhf_cli.training.state import make_state
-from rlhf_cli.training.status import Interrupted, mark_reported, read_status, write_atomic, write_status
+from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 
 
 class StopRequest:
@@ -32,7 +32,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM and SIGUSR1 ask to stop after the step; a second SIGINT stops at once."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask to stop after the step; a second SIGINT stops at once."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -43,7 +43,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield request
@@ -78,7 +78,7 @@ def recorded(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         _note(folder, "failed", f"{type(error).__name__}: {error}")
-        if not isinstance(error, UserError):
+        if not isinstance(error, UserError) and not reported(error):
             (folder / "error.log").write_text(traceback.format_exc())
             traceback.print_exc()
             mark_reported(error)

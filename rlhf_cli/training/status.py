@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,20 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def write_status(folder: Path, state: str, *, step: int, steps: int, error: str | None = None) -> None:
-    """state: running | done | failed | interrupted."""
+    """state: running | done | failed | interrupted. `seconds`: how long the run has run, pauses left out."""
+    before, now = read_status(folder), time.time()
+    seconds = before.get("seconds", 0.0)
+    if before.get("state") == "running" and before.get("pid") == os.getpid():
+        seconds += now - before["heartbeat"]
     status = {
         "state": state,
         "step": step,
         "steps": steps,
         "error": error,
         "pid": os.getpid(),
-        "heartbeat": time.time(),
+        "host": socket.gethostname(),
+        "heartbeat": now,
+        "seconds": seconds,
     }
     write_atomic(folder / "status.json", json.dumps(status, indent=1) + "\n")
 
@@ -44,6 +51,32 @@ def read_status(folder: Path) -> dict[str, Any]:
         return json.loads((folder / "status.json").read_text())
     except (OSError, ValueError):
         return {}
+
+
+SILENCE = 900.0
+"""Seconds without a heartbeat after which a run on another machine counts as dead."""
+
+
+def alive(status: dict[str, Any]) -> bool:
+    """Whether the run that wrote this status still runs: its process is there, or, on another machine, was lately."""
+    if status.get("state") != "running" or status["pid"] == os.getpid():
+        return False
+    if status.get("host") != socket.gethostname():
+        return time.time() - status["heartbeat"] < SILENCE
+    try:
+        os.kill(status["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return not _zombie(status["pid"])
+
+
+def _zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return False
 
 
 def mark_reported(error: BaseException) -> None:

@@ -1,0 +1,245 @@
+"""Sweeps: killed, failed, interrupted and resumed; their record and tables."""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.commands.sweep_table import as_csv, cell, markdown, settings
+from rlhf_cli.config.compose import plan
+from rlhf_cli.miniatures import build
+from rlhf_cli.training.status import alive, read_status, write_status
+
+TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
+SMALL = [
+    "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",
+    "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
+    "optim.micro_batch_size=4", "gold=none", "reward=python",
+]  # fmt: skip
+
+# The length of a response; and, while the file that TROUBLE names is there, the trouble that it asks for.
+REWARD = """
+import os, signal
+from pathlib import Path
+calls = {}
+def fn(prompts, responses):
+    note = Path(os.environ["TROUBLE"])
+    calls["n"] = calls.get("n", 0) + 1
+    if note.exists() and calls["n"] == int(note.read_text().split()[1]):
+        what = note.read_text().split()[0]
+        note.unlink()
+        if what == "raise":
+            raise RuntimeError("no reward today")
+        os.kill(os.getpid(), getattr(signal, what))
+    return [float(len(r)) for r in responses]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "Recipe", lambda: TINY)
+        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function that says which trouble comes at which call of the reward (6 calls a job: 3 steps, 3 validations)."""
+    (tmp_path / "troubled.py").write_text(REWARD)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("TROUBLE", str(tmp_path / "trouble"))
+
+    def comes(what: str, call: int) -> None:
+        sys.modules.pop("troubled", None)  # it counts from here
+        (tmp_path / "trouble").write_text(f"{what} {call}")
+
+    sys.modules.pop("troubled", None)
+    return comes
+
+
+def sweep(folder: Path, *overrides: str) -> int:
+    return dispatch(["sweep", *SMALL, "reward.fn=troubled:fn", f"hydra.sweep.dir={folder}", *overrides])
+
+
+def in_a_child(action) -> int:
+    """The exit code of an action in a forked process, or minus the signal that killed it."""
+    child = os.fork()
+    if not child:
+        os._exit(action())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def table(folder: Path) -> dict:
+    """Without what differs from one run to the next: times, and the sweep's own name."""
+    found = json.loads((folder / "table.json").read_text())
+    found.pop("sweep")
+    for row in found["jobs"]:
+        row.pop("seconds")
+    return found
+
+
+def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_table(
+    tmp_path: Path, trouble, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path / "whole", "seed=0,1", "algo.beta=0.1,0.2") == 0
+    trouble("SIGKILL", 11)  # in the second job's third step
+    cut = tmp_path / "cut"
+    assert in_a_child(lambda: sweep(cut, "seed=0,1", "algo.beta=0.1,0.2")) == -9
+    assert [read_status(cut / str(n)).get("state") for n in range(4)] == ["done", "running", None, None]
+    first = (cut / "0" / "status.json").read_text()
+    capfd.readouterr()
+    assert dispatch(["sweep", f"resume={cut}"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("resumed at step 2 of 3") == 1
+    assert "1 of 4 jobs stay as they are" in out
+    assert table(cut) == table(tmp_path / "whole")
+    assert (cut / "0" / "status.json").read_text() == first  # not run again
+    again = (cut / "1" / "status.json").read_text()
+    assert dispatch(["sweep", f"resume={cut}"]) == 0
+    assert (cut / "1" / "status.json").read_text() == again
+
+
+def test_a_failure_is_told_at_once_and_made_good_by_a_resume(
+    tmp_path: Path, trouble, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trouble("raise", 3)
+    assert sweep(tmp_path / "s", "seed=0,1") == 1
+    told = capfd.readouterr()
+    assert "no reward today" in told.err
+    assert "Traceback" in (tmp_path / "s" / "0" / "error.log").read_text()
+    rows = table(tmp_path / "s")["jobs"]
+    assert [row["state"] for row in rows] == ["failed", "done"]
+    assert "RuntimeError: no reward today" in (tmp_path / "s" / "table.md").read_text()
+    assert dispatch(["sweep", f"resume={tmp_path / 's'}"]) == 0
+    assert [row["state"] for row in table(tmp_path / "s")["jobs"]] == ["done", "done"]
+    assert sweep(tmp_path / "whole", "seed=0,1") == 0
+    assert table(tmp_path / "s") == table(tmp_path / "whole")
+
+
+def test_fail_fast_starts_no_more_jobs(tmp_path: Path, trouble) -> None:
+    trouble("raise", 7)
+    assert sweep(tmp_path / "s", "seed=0,1,2", "fail_fast=true") == 1
+    assert [row["state"] for row in table(tmp_path / "s")["jobs"]] == ["done", "failed", "not started"]
+    assert dispatch(["sweep", f"resume={tmp_path / 's'}"]) == 0
+
+
+def test_a_signal_stops_the_whole_sweep_and_a_resume_goes_on(tmp_path: Path, trouble) -> None:
+    trouble("SIGTERM", 3)
+    assert sweep(tmp_path / "s", "seed=0,1") == 143
+    assert [row["state"] for row in table(tmp_path / "s")["jobs"]] == ["interrupted", "not started"]
+    assert dispatch(["sweep", f"resume={tmp_path / 's'}"]) == 0
+
+
+def test_a_resume_refuses_other_configs_and_says_how(
+    tmp_path: Path, trouble, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "s"
+    assert sweep(folder, "seed=0,1", "steps=1") == 0
+    record = json.loads((folder / "sweep.json").read_text())
+    assert [job["overrides"][-1] for job in record["jobs"]] == ["seed=0", "seed=1"]
+    assert record["jobs"][0]["config"] == {"seed": 0}
+    assert record["jobs"][0]["config_hash"] != record["jobs"][1]["config_hash"]
+    assert sweep(folder, "seed=0,1", "steps=1") == 2
+    assert "already holds a sweep" in capsys.readouterr().err
+    assert dispatch(["sweep", f"resume={folder}", "algo.beta=0.5"]) == 2
+    assert "job 1: algo.beta: 0.03 -> 0.5" in capsys.readouterr().err
+    record["shared"]["optim.weight_decay"] = 0.5  # as if conf/ had been edited since
+    (folder / "sweep.json").write_text(json.dumps(record))
+    assert dispatch(["sweep", f"resume={folder}"]) == 2
+    assert "job 0: optim.weight_decay: 0.5 -> 0.0" in capsys.readouterr().err
+    assert dispatch(["sweep", f"resume={tmp_path}"]) == 2
+    assert "no sweep is there" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_run_one_sweep(tmp_path: Path, trouble, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    assert sweep(tmp_path / "s", "seed=0", "steps=1") == 0
+    with (tmp_path / "s" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert in_a_child(lambda: dispatch(["sweep", f"resume={tmp_path / 's'}"])) == 2
+
+
+def test_a_sweep_of_evaluations_has_a_table_too(tmp_path: Path, trouble) -> None:
+    small = [o for o in SMALL if not o.startswith("checkpoint")]
+    judged = ["eval", "--multirun", *small, "reward.fn=troubled:fn", f"hydra.sweep.dir={tmp_path / 's'}"]
+    assert dispatch([*judged, "seed=0,1"]) == 0
+    rows = table(tmp_path / "s")["jobs"]
+    assert all(row["state"] == "done" and row["val/score"] > 0 for row in rows)
+
+
+def row(number: int, overrides: list[str], score: float, state: str = "done") -> dict:
+    return {"job": number, "overrides": overrides, "state": state, "val/score": score, "seconds": 1.0, "error": None}
+
+
+def test_settings_are_means_over_seeds_of_what_is_done() -> None:
+    jobs = [
+        row(0, ["algo.beta=0.1", "seed=0"], 0.2),
+        row(1, ["algo.beta=0.1", "seed=1"], 0.6),
+        row(2, ["algo.beta=0.2", "seed=0"], 0.5),
+        row(3, ["algo.beta=0.2", "seed=1"], 9.0, state="failed"),
+    ]
+    first, second = settings(jobs, ("val/score",))
+    assert first["overrides"] == ["algo.beta=0.1"]
+    assert first["val/score"] == pytest.approx(0.4)
+    assert first["val/score_std"] == pytest.approx(0.2 * 2**0.5)
+    assert (second["seeds"], second["val/score"], second["val/score_std"]) == (1, 0.5, None)
+    assert settings([row(0, ["seed=0"], 1.0)], ("val/score",)) == []
+
+
+def test_cells_are_neither_formulas_nor_markup() -> None:
+    assert cell("=1+1") == "'=1+1"
+    assert cell("@x") == "'@x"
+    assert cell("-0.5") == "-0.5"
+    assert cell(-0.5) == -0.5
+    jobs = [row(0, ["prompt.user==HYPERLINK('x')|y"], 0.2), row(1, ["+reward.fn=a:b"], 0.3)]
+    jobs[0]["error"] = "=cmd|' /C calc'!A0\n| more"
+    made = {"sweep": "s", "common": [], "metrics": ["val/score"], "jobs": jobs, "settings": []}
+    lines = list(csv.reader(io.StringIO(as_csv(made))))
+    assert lines[0][:3] == ["job", "prompt.user", "reward.fn"]
+    assert not [c for line in lines for c in line if c[:1] in ("=", "@", "+")]
+    rows = [line for line in markdown(made).splitlines() if line.startswith("| ")]
+    assert len(rows) == 4
+    assert {line.replace("\\|", "").count("|") for line in rows} == {6}
+
+
+def test_who_is_alive(tmp_path: Path) -> None:
+    child = os.fork()
+    if not child:
+        write_status(tmp_path, "running", step=1, steps=2)
+        time.sleep(60)
+        os._exit(0)
+    while not (status := read_status(tmp_path)):
+        time.sleep(0.01)
+    assert alive(status)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    assert not alive(status)
+    assert alive(status | {"host": "elsewhere"})
+    assert not alive(status | {"host": "elsewhere", "heartbeat": 0})
+    assert not alive({})
+
+
+@pytest.mark.parametrize(("name", "key"), [("beta", "beta"), ("epsilon", "epsilon"), ("lambda", "lam")])
+def test_named_sweeps(name: str, key: str) -> None:
+    jobs = plan("train", ["scale=mini", f"experiment=sweep_{name}", "seed=0,1"], multirun=True, config_dir=None).jobs
+    assert len({getattr(job.algo, key) for job in jobs}) == 5
+    assert len(jobs) == 10
+
+
+def test_params_of_an_experiment_are_swept_and_typed_ones_win(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      algo.beta: 0.1,0.2\n      seed: range(2)\n"
+    )
+    jobs = plan("train", ["scale=mini", "experiment=mine"], multirun=True, config_dir=str(tmp_path)).jobs
+    assert [(j.algo.beta, j.seed) for j in jobs] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
+    jobs = plan("train", ["scale=mini", "experiment=mine", "seed=7"], multirun=True, config_dir=str(tmp_path)).jobs
+    assert [(j.algo.beta, j.seed) for j in jobs] == [(0.1, 7), (0.2, 7)]
