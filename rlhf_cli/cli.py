@@ -76,12 +76,15 @@ def run(command: str, argv: list[str]) -> int:
     argv = _positional(command, argv)
     args = get_args_parser().parse_args(argv)
     from rlhf_cli.config.compose import plan
+    from rlhf_cli.config.folders import check_writable
 
     try:
         runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
         if not runs:
             return _hydra(command, argv)
         planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+        place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
+        check_writable(place, key)
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class JsonlTracker:
-    """Appends to `metrics.jsonl` and `samples.jsonl` in `folder`, one flushed line an object.
+    """Appends to `metrics.jsonl` and `samples.jsonl` in `folder`, one line an object, on the disk when `log` returns.
 
     A fresh run (`resume_step` None) starts both files anew; a resumed one first drops what was written after
     the checkpoint of `resume_step`, because those steps will run again.
@@ -23,12 +23,14 @@ class JsonlTracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._metrics.write(as_line({"step": step} | metrics))
-        self._metrics.flush()
+        for file in (self._metrics, self._samples):
+            file.flush()
+            os.fsync(file.fileno())
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         for row in rows:
             self._samples.write(as_line({"step": step} | row))
-            self._samples.flush()
+        self._samples.flush()
 
     def message(self, text: str) -> None:
         """Messages are for people, not for the record."""

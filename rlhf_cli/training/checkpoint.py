@@ -22,7 +22,8 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`."""
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_name(f".tmp_{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left_by_a_killed_run in folder.parent.glob(".tmp_*"):
+        shutil.rmtree(left_by_a_killed_run)
     temporary.mkdir(parents=True)
     lab.actor.save_pretrained(temporary / "actor")
     lab.tokenizer.save_pretrained(temporary / "actor")
@@ -37,7 +38,7 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(temporary)): _identity(path) for path in files}
     write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
-    for path in files:
+    for path in (temporary, *temporary.rglob("*")):
         _sync(path)
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -64,13 +65,20 @@ def newest(run: Path, notify: Callable[[str], None]) -> Path | None:
     return None
 
 
+def step_of(checkpoint: Path) -> int:
+    """120 for checkpoints/step_000120"""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def find_checkpoint(place: str, notify: Callable[[str], None]) -> Path:
     """A checkpoint folder, from itself or from its run folder (then the newest)."""
     folder = Path(place).expanduser()
-    if (folder / "actor").is_dir():
-        return folder
     if folder.name == "actor" and (folder / "config.json").is_file():
-        return folder.parent
+        folder = folder.parent
+    if (folder / "actor").is_dir():
+        if (folder / MANIFEST).exists() and not is_whole(folder):
+            raise UserError(f"checkpoint={place} is torn: its files are not those that were saved; give another one")
+        return folder
     found = newest(folder, notify)
     if found is None:
         raise UserError(f"checkpoint={place}: no whole checkpoint is there")

@@ -13,7 +13,7 @@ from rlhf_cli.rewards.ranked import RankedGroup, ranked, read_ranked, split, wri
 from rlhf_cli.tracking.compose import make_trackers
 from rlhf_cli.training.loop import roll_out
 from rlhf_cli.training.reward_model import examine, fit
-from rlhf_cli.training.run import StopRequest, begin, first_line, recorded, stop_on_signals
+from rlhf_cli.training.run import StopRequest, begun, first_line, stop_on_signals
 from rlhf_cli.training.setup import Lab, compute, make_lab, trunk_path
 from rlhf_cli.training.status import Interrupted, write_atomic, write_status
 
@@ -29,8 +29,7 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
     A signal ends it after the step; the model is examined and saved as it is then. Raises what went wrong, after
     recording it in status.json.
     """
-    begin(config, folder, steps=0)
-    with recorded(folder):
+    with begun(config, folder, steps=0):
         print(first_line(config), flush=True)
         given = read_ranked(config.reward_train.data) if config.reward_train.data else None
         start = trunk_path(config, notify)

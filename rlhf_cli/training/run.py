@@ -1,10 +1,11 @@
 """A whole training run in its folder: set up, loop, validate, log, checkpoint, resume."""
 
+import hashlib
 import json
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import yaml
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
-from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint
+from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint, step_of
 from rlhf_cli.training.hacking import HackingWatch, account
 from rlhf_cli.training.judge import judge
+from rlhf_cli.training.lock import only_process
 from rlhf_cli.training.loop import train_step
-from rlhf_cli.training.setup import make_lab
+from rlhf_cli.training.setup import Lab, make_lab
 from rlhf_cli.training.state import make_state
 from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 
@@ -28,6 +30,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.at_once = False
+        """Nothing is worth saving yet: stop where it stands."""
 
 
 @contextmanager
@@ -42,6 +46,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
+        if request.at_once:
+            raise Interrupted(request.signal)
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.signal(number, ask) for number in numbers}
@@ -54,17 +60,24 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
     """Train in `folder`; returns the last metrics. Raises what went wrong, after recording it in status.json."""
-    checkpoint = begin(config, folder, steps=config.steps)
-    with recorded(folder):
-        return _train(config, folder, checkpoint, group)
+    with begun(config, folder, steps=config.steps) as checkpoint, stop_on_signals() as stop:
+        return _train(config, folder, checkpoint, group, stop)
+
+
+@contextmanager
+def begun(config: Config, folder: Path, *, steps: int) -> Iterator[Path | None]:
+    """The folder is this process's, and says how its run ended; gives the checkpoint to go on from."""
+    with only_process(folder):
+        checkpoint = begin(config, folder, steps=steps)
+        with recorded(folder):
+            yield checkpoint
 
 
 def begin(config: Config, folder: Path, *, steps: int) -> Path | None:
     """Make the folder a run's; returns the checkpoint to go on from. Raises UserError if it is another run's."""
-    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = _claim(config, folder)
     write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
-    write_status(folder, "running", step=0, steps=steps)
+    write_status(folder, "running", step=step_of(checkpoint) if checkpoint else 0, steps=steps)
     return checkpoint
 
 
@@ -111,10 +124,13 @@ def _claim(config: Config, folder: Path) -> Path | None:
     return found
 
 
-def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | None) -> dict[str, float]:
+def _train(
+    config: Config, folder: Path, checkpoint: Path | None, group: str | None, stop: StopRequest
+) -> dict[str, float]:
     def notify(text: str) -> None:
         print(text, flush=True)
 
+    stop.at_once = True
     notify(first_line(config))
     trainer: dict[str, Any] | None = None
     saved: dict[str, Any] = {"step": 0}
@@ -132,7 +148,9 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
     if checkpoint and lab.continual:
         lab.continual.restore(checkpoint)
     state = make_state(config, lab)
+    origin = {"environment": environment(lab), "prompts": fingerprint(lab)}
     if trainer is not None:
+        _same_origin(saved, origin, notify)
         state.restore(trainer)
         notify(f"resumed at step {start} of {config.steps}")
     trackers = make_trackers(
@@ -148,36 +166,36 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
         run_id=saved.get("wandb_run_id"),
     )
     watch = HackingWatch.of(folder, config.stop.hacking_index)
-    outcome, metrics = "failed", {}
+    outcome, metrics, step = "failed", {}, start
 
     def save(step: int) -> None:
-        save_checkpoint(folder, step, lab, state, {"wandb_run_id": trackers.wandb_run_id})
+        save_checkpoint(folder, step, lab, state, {"wandb_run_id": trackers.wandb_run_id, **origin})
 
     try:
-        with stop_on_signals() as stop:
-            for step in range(start if checkpoint is None else start + 1, config.steps + 1):
-                metrics = train_step(lab, state, step) if step else {}
-                last = step == config.steps
-                validated = step == 0 or last or _due(step, config.val.every)
-                if validated:
-                    judged, rows = judge(lab, lab.test)
-                    metrics |= judged | watch.look(step, judged, rows)
-                    trackers.samples(step, rows)
-                trackers.log(step, metrics)
-                write_status(folder, "running", step=step, steps=config.steps)
-                if validated and watch.onset == step:
-                    trackers.alert(f"reward hacking from step {step}", account(metrics, folder))
-                if config.stop.on_hacking and watch.onset is not None:
-                    trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(folder)}")
-                    break
-                clean = config.stop.on_hacking and validated
-                if last or stop.signal or clean or (step and _due(step, config.checkpoint.every)):
-                    save(step)
-                if stop.signal and not last:
-                    outcome = "interrupted"
-                    write_status(folder, "interrupted", step=step, steps=config.steps)
-                    trackers.message(f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}")
-                    raise Interrupted(stop.signal)
+        stop.at_once = False
+        for step in range(start if checkpoint is None else start + 1, config.steps + 1):
+            metrics = train_step(lab, state, step) if step else {}
+            last = step == config.steps
+            validated = step == 0 or last or _due(step, config.val.every)
+            if validated:
+                judged, rows = judge(lab, lab.test)
+                metrics |= judged | watch.look(step, judged, rows)
+                trackers.samples(step, rows)
+            trackers.log(step, metrics)
+            write_status(folder, "running", step=step, steps=config.steps)
+            if validated and watch.onset == step:
+                trackers.alert(f"reward hacking from step {step}", account(metrics, folder))
+            if config.stop.on_hacking and watch.onset is not None:
+                trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(folder)}")
+                break
+            clean = config.stop.on_hacking and validated
+            if last or stop.signal or clean or (step and _due(step, config.checkpoint.every)):
+                save(step)
+            if stop.signal and not last:
+                outcome = "interrupted"
+                write_status(folder, "interrupted", step=step, steps=config.steps)
+                trackers.message(f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}")
+                raise Interrupted(stop.signal)
         outcome = "done"
     finally:
         trackers.finish(outcome)
@@ -189,6 +207,33 @@ def _train(config: Config, folder: Path, checkpoint: Path | None, group: str | N
 def newest_words(folder: Path) -> str:
     found = newest(folder, print)
     return f"the checkpoint from before is kept: {found}" if found else "no checkpoint was saved before"
+
+
+def environment(lab: Lab) -> dict[str, Any]:
+    """What the last digits of a number hang on."""
+    import torch
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    return {**versions, "threads": torch.get_num_threads(), "device": lab.compute.device.type}
+
+
+def fingerprint(lab: Lab) -> str:
+    """Of all prompts, as the actor reads them."""
+    return hashlib.sha256(json.dumps([lab.train.ids, lab.test.ids]).encode()).hexdigest()
+
+
+def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[str], None]) -> None:
+    """Refuse a checkpoint of other prompts; say where another environment may change the last digits."""
+    if saved.get("prompts", now["prompts"]) != now["prompts"]:
+        raise UserError(
+            "the prompts are no longer those of the checkpoint: data.source, the labeler or the tokenizer changed on "
+            "the disk. Put them back, or start a new run"
+        )
+    for key, value in now["environment"].items():
+        before = saved.get("environment", {}).get(key, value)
+        if before != value:
+            notify(f"{key} was {before} at the checkpoint and is {value}: the last digits of the metrics may differ")
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,0 +1,120 @@
+"""Runs that are killed, locked out, given no room: nothing is lost and nothing is silently wrong."""
+
+import fcntl
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_training import cache, numbers, train  # noqa: F401
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.miniatures.build import miniature
+from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.checkpoint import is_whole, newest
+from rlhf_cli.training.status import read_status
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def test_killed_anywhere_a_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    import os
+
+    actor = miniature("qwen_instruct", source="generated", cache_dir=Path(os.environ["RLHF_CACHE"]))
+    models = [f"actor.path={actor}", "reward=vader", "gold=none", "data.labeler=vader", "scale=mini"]
+    command = [sys.executable, SCRIPTS / "kill_anywhere.py", "--kills=3", "--tears=1", f"--out={tmp_path / 'kills'}"]
+    done = subprocess.run([*command, *models], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "| all | " in done.stdout
+
+
+def test_killed_before_the_first_checkpoint_it_starts_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "whole", "steps=2") == 0
+    cut = tmp_path / "cut"
+    assert train(cut, "steps=2") == 0
+    for checkpoint in (cut / "checkpoints").glob("step_*"):
+        (checkpoint / "manifest.json").unlink()
+    capsys.readouterr()
+    assert dispatch(["train", f"resume={cut}"]) == 0
+    assert "no whole checkpoint: it starts anew" in capsys.readouterr().out
+    assert numbers(cut) == numbers(tmp_path / "whole")
+
+
+def test_lines_after_the_checkpoint_are_dropped_not_doubled(tmp_path: Path) -> None:
+    assert train(tmp_path, "steps=2") == 0
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write('{"step": 3, "train/score": 9}\n{"step": 3, "train/sc')
+    assert dispatch(["train", f"resume={tmp_path}", "steps=3"]) == 0
+    assert [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert 9 not in [row.get("train/score") for row in read_jsonl(tmp_path / "metrics.jsonl")]
+    assert all("response" in row for row in read_jsonl(tmp_path / "samples.jsonl"))
+
+
+def test_a_flipped_bit_anywhere_is_seen(tmp_path: Path) -> None:
+    assert train(tmp_path, "steps=1") == 0
+    folder = newest(tmp_path, print)
+    assert folder
+    assert is_whole(folder)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 4]))
+        assert not is_whole(folder), file
+        file.write_bytes(content)
+    assert is_whole(folder)
+
+
+def test_eval_refuses_a_torn_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path / "run", "steps=1") == 0
+    folder = tmp_path / "run" / "checkpoints" / "step_000001"
+    weights = folder / "actor" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert dispatch(["eval", f"checkpoint={folder}", f"hydra.run.dir={tmp_path / 'eval'}"]) == 2
+    assert "is torn" in capsys.readouterr().err
+
+
+def test_one_process_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, "steps=1") == 0
+    before = read_status(tmp_path)
+    with (tmp_path / ".lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert dispatch(["train", f"resume={tmp_path}", "steps=2"]) == 2
+    assert "is at work in this run folder" in capsys.readouterr().err
+    assert read_status(tmp_path) == before
+    assert dispatch(["train", f"resume={tmp_path}", "steps=2"]) == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "{}/file/run"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert train(Path(place.format(tmp_path))) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert "hydra.run.dir=" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_other_prompts_on_the_disk_are_not_silently_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, "steps=1") == 0
+    checkpoint = tmp_path / "checkpoints" / "step_000001"
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(state | {"prompts": "others"}))
+    from rlhf_cli.training.checkpoint import _identity
+
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest["state.json"] = _identity(checkpoint / "state.json")
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    assert dispatch(["train", f"resume={tmp_path}", "steps=2"]) == 2
+    assert "no longer those of the checkpoint" in capsys.readouterr().err
+
+
+def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path) -> None:
+    (tmp_path / "killed_early.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    sys.path.insert(0, str(tmp_path))
+    run = tmp_path / "run"
+    assert train(run, "reward=python", "reward.fn=killed_early:fn") == 143
+    assert read_status(run)["state"] == "interrupted"
+    assert not (run / "metrics.jsonl").exists()
