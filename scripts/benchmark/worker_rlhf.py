@@ -1,0 +1,138 @@
+"""`rlhf`'s own training step, one at a time."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import turns
+from shapes import EOS, GROUP, PAD, RESPONSE, SEQUENCES, SHAPES, load_words
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("folder", "shape", "algo", "regime", "dtype"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--micro", type=int, default=0)
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    import torch  # noqa: F401
+    from transformers import Qwen2ForCausalLM  # noqa: F401
+
+    imported = time.perf_counter()
+    talk = turns.Turns()
+    from rlhf_cli.training import loop
+    from rlhf_cli.training.state import make_state
+
+    lab = make_lab(Path(given.folder), given.shape, given.algo, given.dtype, given.micro, given.overrides)
+    state = make_state(lab.config, lab)
+    work = json.loads((Path(given.folder) / "work.json").read_text())
+    force(work["lengths"][given.regime], given.regime == "fixed")
+    talk.say(ready=time.perf_counter() - turns.STARTED, imports=imported - turns.STARTED)
+    step = 0
+    while True:
+        talk.wait()
+        step += 1
+        if given.profile and step == 3:
+            metrics = profiled(given.profile, lambda: loop.train_step(lab, state, 3))
+        else:
+            metrics = loop.train_step(lab, state, step)
+        seconds = {name: metrics[f"time/{name}_s"] for name in ("rollout", "score", "forward")}
+        talk.phases.update(seconds)
+        talk.done(sum(work["lengths"][given.regime]))
+
+
+def profiled(out: Path, run: Any) -> Any:
+    import torch
+
+    with torch.profiler.profile() as profile:
+        result = run()
+    out.write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=40))
+    return result
+
+
+def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overrides: list[str]) -> Any:
+    """What `setup.make_lab` makes, from the benchmark's folders and without a data set."""
+    from rlhf_cli.config.compose import plan
+    from rlhf_cli.data.prompts import PromptSet
+    from rlhf_cli.models.load import load_actor, load_critic
+    from rlhf_cli.rewards.classifier import Classifier
+    from rlhf_cli.rewards.scorer import Scorer
+    from rlhf_cli.training.setup import Lab, compute
+
+    config = plan(
+        "train",
+        [
+            f"algo={algo}",
+            "scale=mini",
+            "tracking=none",
+            "steps=1000000",
+            "algo.epochs=1",
+            "algo.minibatches=1",
+            "algo.old_logprobs=rollout",
+            f"algo.group_size={GROUP if algo == 'grpo' else 1}",
+            f"rollout.batch_size={SEQUENCES}",
+            f"rollout.micro_batch_size={SEQUENCES}",
+            f"rollout.max_response_length={RESPONSE}",
+            f"optim.micro_batch_size={micro or SHAPES[shape].rlhf_micro[algo]}",
+            "optim.gradient_checkpointing=false",
+            "optim.actor_lr=1e-6",
+            f"precision={dtype}",
+            *overrides,
+        ],
+        multirun=False,
+        config_dir=None,
+    ).jobs[0]
+    where, words = compute(config), load_words(folder)
+    classifier = Classifier(folder / "reward", device=where.device, batch_size=SEQUENCES, dtype=where.dtype)
+    classifier.tokenizer, classifier.limit = load_words(folder), 512
+    classifier.tokenizer.padding_side = "right"
+    actor = load_actor(str(folder / "actor"), device=where.device)
+    prompts = json.loads((folder / "work.json").read_text())["prompts"][: SEQUENCES // config.algo.group_size]
+    return Lab(
+        config=config,
+        compute=where,
+        actor=actor,
+        tokenizer=words,
+        reference=load_actor(str(folder / "actor"), device=where.device, dtype=where.dtype).requires_grad_(False),
+        critic=load_critic(str(folder / "actor"), device=where.device) if config.algo.needs_critic else None,
+        scorer=Scorer(lambda t: classifier.score(t.view("prefix_response"), "negative"), 0.0, 3, "token"),
+        train=PromptSet([words.decode(p) for p in prompts], ["neutral"] * len(prompts), prompts, PAD),
+        test=PromptSet([], [], [], PAD),
+        eos=(EOS,),
+    )
+
+
+def force(lengths: list[int], fixed: bool) -> None:
+    """Ends response i with an EOS at its length, and nowhere else. The log-probs stay those of the policy."""
+    import torch
+
+    from rlhf_cli.rl import sampling
+
+    now: dict[str, Any] = {}
+    uniforms, draw = sampling.uniforms, sampling.draw
+    limits = torch.tensor(lengths)
+
+    def noted(seed: int, step: int, index: Any, position: int) -> Any:
+        now["ending"] = (limits.to(index.device)[index] == position + 1) & (not fixed)
+        return uniforms(seed, step, index, position)
+
+    def forced(logits: Any, uniform: Any) -> Any:
+        token, logprob = draw(logits, uniform)
+        ending = now["ending"]
+        for rows, wanted in ((ending & (token != EOS), EOS), (~ending & (token == EOS), EOS + 2)):
+            if rows.any():
+                chosen = logits[rows].float()
+                token[rows], logprob[rows] = wanted, chosen[:, wanted] - chosen.logsumexp(-1)
+        return token, logprob
+
+    sampling.uniforms, sampling.draw = noted, forced
+
+
+if __name__ == "__main__":
+    main()
