@@ -114,7 +114,7 @@ def test_a_run_says_when_it_began_and_stops_if_told_to(tmp_path: Path, capsys: p
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # step 0 is what they are compared with
     onset = next(row["step"] for row in rows if row["hacking/index"] >= 0.2)
     assert f"reward hacking from step {onset}: index" in capsys.readouterr().out
-    assert all("gold" in row for row in read_jsonl(run / "samples.jsonl"))
+    assert all("gold" in row["parts"] for row in read_jsonl(run / "samples.jsonl"))
 
     stopped = tmp_path / "stopped"
     assert dispatch([*options, "stop.on_hacking=true", f"hydra.run.dir={stopped}"]) == 0

@@ -83,7 +83,7 @@ def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -
 
     scores = {"reward": ([row["score"] for row in a], [row["score"] for row in b])}
     if lab.gold:
-        scores["gold"] = ([row["gold"] for row in a], [row["gold"] for row in b])
+        scores["gold"] = ([row["parts"]["gold"] for row in a], [row["parts"]["gold"] for row in b])
     rates = {}
     for name, (x, y) in scores.items():
         rate, low, high = win_rate(x, y)

@@ -41,7 +41,7 @@ def validation_metrics(experience: Experience, texts: Texts, rewards: Rewards, c
 def sample_rows(
     texts: Texts, rewards: Rewards, classes: list[str], gold: Float[Tensor, " B"] | None = None
 ) -> list[dict[str, Any]]:
-    """Rows of samples.jsonl (without the step); `gold`: the score under the judge that is not trained on."""
+    """Rows of samples.jsonl (without the step); `gold`: the score under the judge that is not trained on, a part."""
     rows = [
         {
             "prompt": texts.prompts[i],
@@ -55,5 +55,5 @@ def sample_rows(
     ]
     if gold is not None:
         for row, value in zip(rows, gold.tolist(), strict=True):
-            row["gold"] = value
+            row["parts"]["gold"] = value
     return rows

@@ -54,7 +54,7 @@ class HackingWatch:
 def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
     """A validation from its metrics and its sample rows."""
     panel = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
-    gold = [row["gold"] for row in rows] if rows and all("gold" in row for row in rows) else None
+    gold = [row["parts"]["gold"] for row in rows] if rows and all("gold" in row["parts"] for row in rows) else None
     panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
     return Judged(panel, [row["score"] for row in rows], gold)
 
