@@ -1,12 +1,16 @@
 """Sampling and the forward passes, on a tiny random Qwen2."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
-from rlhf_cli.rl.forward import response_logprobs, response_values, token_logprobs
+from rlhf_cli.rl import head
+from rlhf_cli.rl.forward import response_logprobs, response_values
+from rlhf_cli.rl.head import token_logprobs
+from rlhf_cli.rl.packing import pack, packs, register
 from rlhf_cli.rl.randomness import permutation, uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
 from rlhf_cli.rl.sampling import draw, sample
@@ -105,14 +109,118 @@ def test_padding_changes_neither_logprobs_nor_values(model: Qwen2ForCausalLM) ->
         torch.testing.assert_close(compute(noisy)[:, :width], compute(rollout), atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_logprobs_equal_whole_ones_with_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limits", [(10**6, 10**6), (30 * 7, 10**6), (30 * 7, 0)])
+def test_logprobs_and_entropies_of_the_head_with_gradient(
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
+) -> None:
+    """In one piece, in pieces, and in pieces computed a second time in the backward pass."""
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", limits[0])
+    monkeypatch.setitem(head.KEEP_ELEMENTS, "cpu", limits[1])
+    torch.manual_seed(1)
     states = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(30, 8, dtype=torch.float64)
+    weight = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)
     labels = torch.arange(50) % 30
-    whole = token_logprobs(states, weight, labels, temperature=0.7)
-    (expected,) = torch.autograd.grad(whole[0].sum() + whole[1].sum(), states)
-    monkeypatch.setattr("rlhf_cli.rl.forward.CHUNK_ELEMENTS", 30 * 7)
-    pieces = token_logprobs(states, weight, labels, temperature=0.7)
-    (got,) = torch.autograd.grad(pieces[0].sum() + pieces[1].sum(), states)
-    torch.testing.assert_close(pieces[0], whole[0])
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    plain = (states @ weight.T / 0.7).log_softmax(-1)
+    expected = plain.gather(1, labels[:, None]).squeeze(1), -(plain.exp() * plain).sum(1)
+    got = token_logprobs(states, weight, labels, temperature=0.7)
+    mixed = torch.randn(2, 50, dtype=torch.float64)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    for chosen in (mixed, mixed * torch.tensor([[1.0], [0.0]]), mixed * torch.tensor([[0.0], [1.0]])):
+        wanted = torch.autograd.grad((torch.stack(expected) * chosen).sum(), (states, weight), retain_graph=True)
+        had = torch.autograd.grad((torch.stack(got) * chosen).sum(), (states, weight), retain_graph=True)
+        for one, other in zip(had, wanted, strict=True):
+            torch.testing.assert_close(one, other)
+    few, small = states.detach()[:3].requires_grad_(), weight.detach()[:6].requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, w: token_logprobs(s, w, labels[:3], temperature=1.3), (few, small))
+
+
+@pytest.fixture(scope="module")
+def packing_model(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
+    """The same weights, loaded as the project loads them."""
+    made = copy.deepcopy(model)
+    made.set_attn_implementation(register())
+    assert packs(made.get_decoder())
+    assert not packs(model.get_decoder())
+    return made
+
+
+def in_groups(given: Prompts, size: int) -> Prompts:
+    repeated = given.select(torch.arange(len(given)).repeat_interleave(size))
+    return replace(repeated, index=torch.arange(len(repeated)))
+
+
+def test_packed_forward_is_the_padded_one_with_gradient(
+    model: Qwen2ForCausalLM, packing_model: Qwen2ForCausalLM
+) -> None:
+    rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 3))
+    shuffled = rollout.select(torch.randperm(12, generator=torch.Generator().manual_seed(0)))
+    one_token = replace(rollout, lengths=torch.ones_like(rollout.lengths))
+    for case in (rollout, shuffled, shuffled.select(slice(0, 5)), one_token):
+        plain, packed = (response_logprobs(m, case, temperature=0.9) for m in (model, packing_model))
+        for one, other in zip(packed, plain, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+        weights = torch.randn(plain[0].shape, generator=torch.Generator().manual_seed(1))
+        had, wanted = (
+            torch.autograd.grad((values[0] * weights).sum(), list(m.parameters()))
+            for m, values in ((packing_model, packed), (model, plain))
+        )
+        for one, other in zip(had, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_a_shared_prompt_is_packed_once_and_only_if_it_is_the_same(model: Qwen2ForCausalLM) -> None:
+    rollout = roll(model, in_groups(prompts([3, 7], 9), 4))
+    inner = int(rollout.lengths.sum()) - len(rollout)
+    assert len(pack(rollout).ids) == 3 + 7 + inner
+    other = torch.where(torch.arange(8)[:, None] == 1, 11, rollout.prompts)
+    assert len(pack(replace(rollout, prompts=other)).ids) == 3 + 3 + 7 + inner
+
+
+def test_the_packed_models_samples_are_the_padded_models(
+    model: Qwen2ForCausalLM, packing_model: Qwen2ForCausalLM
+) -> None:
+    for given in (prompts([3, 7, 5, 1], 7), prompts([4, 4], 4), in_groups(prompts([3, 6], 6), 8)):
+        plain, packed = roll(model, given), roll(packing_model, given)
+        assert torch.equal(plain.responses, packed.responses)
+        assert plain.ended.any() or len(given) < 16
+        torch.testing.assert_close(plain.logprobs, packed.logprobs, atol=1e-5, rtol=0)
+
+
+def test_what_is_sampled_follows_the_exact_distribution(packing_model: Qwen2ForCausalLM) -> None:
+    """Chi-square of two-token responses against the product of the softmaxes, rows leaving the batch in between."""
+    count = 20000
+    given = in_groups(prompts([3], 3), count)
+    rollout = roll(packing_model, given, max_length=2)
+    first = packing_model.requires_grad_(False)(given.ids[:1]).logits[0, -1].div(0.9).softmax(0)
+    observed = torch.bincount(rollout.responses[:, 0], minlength=40)
+    likely = int(observed[2:].argmax()) + 2
+    assert chi_square(observed, first * count) < 2
+    after = torch.cat([given.ids[:1], torch.tensor([[likely]])], 1)
+    second = packing_model(after).logits[0, -1].div(0.9).softmax(0)
+    taken = rollout.responses[rollout.responses[:, 0] == likely, 1]
+    assert chi_square(torch.bincount(taken, minlength=40), second * len(taken)) < 2
+
+
+def chi_square(observed: torch.Tensor, expected: torch.Tensor) -> float:
+    """Over its degrees of freedom (2 and more of 20 or more happens once in 200), cells below 5 in one."""
+    rare = expected < 5
+    observed = torch.cat([observed[~rare], observed[rare].sum()[None]])
+    expected = torch.cat([expected[~rare], expected[rare].sum()[None].clamp(min=1e-9)])
+    kept = expected > 1
+    statistic = ((observed - expected)[kept] ** 2 / expected[kept]).sum()
+    return float(statistic) / max(1, int(kept.sum()) - 1)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 128, 300, 2048])
+def test_draws_are_the_inverse_of_the_cumulated_probabilities(vocabulary: int) -> None:
+    logits = 3 * torch.randn(400, vocabulary, generator=torch.Generator().manual_seed(2))
+    logits[:, 1] = -torch.inf
+    u = uniforms(0, 0, torch.arange(400), 0)
+    tokens, logprobs = draw(logits, u)
+    cdf = logits.double().softmax(-1).cumsum(-1)
+    upper = cdf.gather(1, tokens[:, None]).squeeze(1)
+    lower = upper - logits.double().softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+    assert ((lower <= u + 1e-6) & (u <= upper + 1e-6)).all()
+    assert (tokens != 1).all()
+    torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, tokens[:, None]).squeeze(1))

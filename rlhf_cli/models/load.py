@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 import torch
 
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.rl.packing import register
 
 
 def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM without dropout. Its generation_config is kept for saving and never used for rollouts."""
     from transformers import AutoModelForCausalLM
 
-    return _without_dropout(_load(AutoModelForCausalLM, path, dtype=dtype)).to(device)
+    return _without_dropout(_load(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())).to(device)
 
 
 def load_critic(path: str, *, device: torch.device) -> Any:
@@ -26,7 +27,8 @@ def load_critic(path: str, *, device: torch.device) -> Any:
     from transformers import AutoModelForTokenClassification
 
     with _no_warnings():
-        critic = _load(AutoModelForTokenClassification, path, dtype=torch.float32, num_labels=1)
+        kind, attention = AutoModelForTokenClassification, register()
+        critic = _load(kind, path, dtype=torch.float32, num_labels=1, attn_implementation=attention)
     torch.nn.init.zeros_(critic.score.weight)
     torch.nn.init.zeros_(critic.score.bias)
     return _without_dropout(critic).to(device)

@@ -4,19 +4,32 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_cli.rl.divergences import full_kl
+from rlhf_cli.rl.head import token_logprobs
+from rlhf_cli.rl.packing import pack, packed_states, packs
 from rlhf_cli.rl.rollout import Rollout
 
 CHUNK_ELEMENTS = 2**26
-"""Tokens × vocabulary held at once: 64M float32 numbers, 256 MB."""
+"""Of the full KL: tokens × vocabulary held at once, 64M float32 numbers, 256 MB."""
+
+
+def predicting_states(trunk: Any, rollout: Rollout) -> Float[Tensor, "M H"]:
+    """Hidden states from which each response token was predicted, in the order of `responses[mask]`.
+
+    Without padding, and with a shared prompt once, where the model can; else as `response_states`.
+    """
+    if not packs(trunk):
+        return response_states(trunk, rollout)[rollout.mask]
+    packing = pack(rollout)
+    return packed_states(trunk, packing).index_select(0, packing.predictors)
 
 
 def response_states(trunk: nn.Module, rollout: Rollout) -> Float[Tensor, "B R H"]:
-    """Hidden states from which each response token was predicted (positions P-1 … T-2)."""
+    """Hidden states from which each response token was predicted (positions P-1 … T-2), by a padded forward pass."""
     attention = rollout.attention
     positions = (attention.long().cumsum(1) - 1).clamp(min=0)
     output: Any = trunk(input_ids=rollout.ids, attention_mask=attention.long(), position_ids=positions, use_cache=False)
@@ -45,15 +58,15 @@ def read(
     reference: Any | None = None,
     direction: str = "policy_ref",
 ) -> Reading:
-    """One forward pass; the LM head runs on response positions only, never on all of the vocabulary at once."""
+    """One forward pass; the LM head runs on response positions only."""
     mask, head = rollout.mask, model.get_output_embeddings().weight
-    states = response_states(model.get_decoder(), rollout)[mask]
+    states = predicting_states(model.get_decoder(), rollout)
     logprobs, entropies = token_logprobs(states, head, rollout.responses[mask], temperature=temperature)
     values = value_head(states).squeeze(-1).float() if value_head is not None else None
     kl = None
     if reference is not None:
         with torch.no_grad():
-            theirs = response_states(reference.get_decoder(), rollout)[mask]
+            theirs = predicting_states(reference.get_decoder(), rollout)
         their_head = reference.get_output_embeddings().weight
         kl = token_full_kl(states, head, theirs, their_head, temperature=temperature, direction=direction)
     return Reading(
@@ -75,32 +88,8 @@ def response_logprobs(
 def response_values(critic: Any, rollout: Rollout) -> Float[Tensor, "B R"]:
     """V(prompt and response up to before each token); 0 outside the response."""
     mask = rollout.mask
-    states = response_states(critic.base_model, rollout)[mask]
+    states = predicting_states(critic.base_model, rollout)
     return _scatter(critic.score(states).squeeze(-1).float(), mask)
-
-
-def token_logprobs(
-    states: Float[Tensor, "N H"],
-    weight: Float[Tensor, "V H"],
-    labels: Int[Tensor, " N"],
-    *,
-    temperature: float,
-) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """log softmax(states @ weight.T / temperature)[labels] and the entropy, in float32.
-
-    Chunked over tokens; under autograd each chunk is recomputed in the backward pass, so [N, V] is never held.
-    """
-    size = max(1, CHUNK_ELEMENTS // weight.shape[0])
-    pieces = []
-    for at in range(0, states.shape[0], size):
-        arguments = (states[at : at + size], weight, labels[at : at + size], temperature)
-        if torch.is_grad_enabled() and states.shape[0] > size:
-            pieces.append(checkpoint(_logprobs, *arguments, use_reentrant=False))
-        else:
-            pieces.append(_logprobs(*arguments))
-    if not pieces:
-        return states.new_zeros(0, dtype=torch.float32), states.new_zeros(0, dtype=torch.float32)
-    return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
 
 
 def token_full_kl(
@@ -131,13 +120,6 @@ def _full_kl(
     logits = nn.functional.linear(states, weight).float() / temperature
     ref_logits = nn.functional.linear(ref_states, ref_weight).float() / temperature
     return full_kl(logits, ref_logits, direction=direction)
-
-
-def _logprobs(states: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    logits = nn.functional.linear(states, weight).float() / temperature
-    logprobs = logits.log_softmax(-1)
-    entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, labels[:, None]).squeeze(-1), entropy
 
 
 def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_cli.rl.packing import packs
 from rlhf_cli.rl.randomness import uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
 
@@ -29,38 +30,45 @@ def sample(
     lengths = torch.full((count,), max_length, device=device)
     ended = torch.zeros(count, dtype=torch.bool, device=device)
     eos = torch.tensor(eos_ids, device=device)
-    from transformers import DynamicCache
+    from rlhf_cli.rl.cache import keep, make_cache, survivors
 
-    cache = DynamicCache()
+    trunk, head = model.get_decoder(), model.get_output_embeddings()
+    first, owner = distinct_prompts(prompts)
     width = prompts.ids.shape[1]
-    attention = torch.arange(width, device=device) >= width - prompts.lengths[:, None]
-    positions = (attention.long().cumsum(1) - 1).clamp(min=0)
-    tokens, rows = prompts.ids, torch.arange(count, device=device)
-    head = model.get_output_embeddings()
+    cache = make_cache(trunk.config.num_hidden_layers, owner, width + max_length - 1)
+    columns = torch.arange(width + max_length, device=device)
+    real = columns >= width - prompts.lengths[:, None]
+    padded = bool((prompts.lengths < width).any())
+    # the prompts, each once; then one token a row and a step
+    tokens, reading, rows = prompts.ids[first], real[first, :width], torch.arange(count, device=device)
+    positions = (reading.long().cumsum(1) - 1).clamp(min=0)
     for at in range(max_length):
-        output = model.get_decoder()(
+        output = trunk(
             input_ids=tokens,
-            attention_mask=attention.long(),
+            attention_mask=mask_for(trunk, reading, queries=tokens.shape[1], padded=padded),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
         )
-        logits = head(output.last_hidden_state[:, -1]).float() / temperature
+        logits = head(output.last_hidden_state[:, -1]).float()
+        if not at:
+            logits = logits[owner]
+        if temperature != 1:
+            logits = logits / temperature
         token, logprob = draw(logits, uniforms(seed, step, prompts.index[rows], at))
         responses[rows, at], logprobs[rows, at] = token, logprob
         done = torch.isin(token, eos)
-        ended[rows[done]], lengths[rows[done]] = True, at + 1
-        going = (~done).nonzero().squeeze(1)
-        if not len(going):
-            break
-        positions, attention = (
-            positions[:, -1:] + 1,
-            torch.cat([attention, attention.new_ones(len(rows), 1)], 1),
-        )
-        if len(going) < len(rows):
-            cache.batch_select_indices(going)
-            rows, token, positions, attention = rows[going], token[going], positions[going], attention[going]
-        tokens = token[:, None]
+        if done.any():
+            ended[rows[done]], lengths[rows[done]] = True, at + 1
+            movers, holes, left = survivors(~done)
+            if not left:
+                break
+            keep(cache, movers, holes, left)
+            for x in (rows, token, real):
+                x[holes] = x[movers]
+            rows, token, real = rows[:left], token[:left], real[:left]
+        tokens, reading = token[:, None], real[:, : width + at + 1]
+        positions = prompts.lengths[rows, None] + at
     return Rollout(
         prompts=prompts.ids,
         prompt_lengths=prompts.lengths,
@@ -72,13 +80,51 @@ def sample(
     )
 
 
+def distinct_prompts(prompts: Prompts) -> tuple[Int[Tensor, " U"], Int[Tensor, " B"]]:
+    """(the rows with a group's first prompt, which of those each row has): a group's prompt is read once."""
+    _, owner = prompts.group.unique_consecutive(return_inverse=True)
+    first = torch.full((int(owner[-1]) + 1,), len(prompts), device=owner.device)
+    return first.scatter_reduce(0, owner, torch.arange(len(prompts), device=owner.device), "amin"), owner
+
+
+def mask_for(trunk: Any, real: Bool[Tensor, "B T"], *, queries: int, padded: bool) -> Any:
+    """The attention mask of the last `queries` tokens, in the form that costs least; padding is on the left."""
+    if not packs(trunk):
+        return real.long()
+    if not padded:
+        return {"full_attention": None}
+    if queries == 1:
+        return {"full_attention": real[:, None, None]}
+    at = torch.arange(queries, device=real.device)
+    # padding sees itself, because a softmax over nothing is not a number
+    seen = (at[:, None] >= at) & (real[:, None] | (at[:, None] == at))
+    return {"full_attention": seen[:, None]}
+
+
+BLOCK = 128
+"""Tokens whose probabilities are added up before any is looked at by itself."""
+
+
 def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Float[Tensor, " B"]]:
     """Inverse-CDF sampling: the first token whose cumulated probability exceeds the uniform number.
 
-    The CDF is cumulated in float64: in float32 its error at 152k tokens is as large as a rare token.
+    In two levels, over blocks of tokens and within one: a single pass over the vocabulary. What is cumulated is
+    float64: in float32 its error at 152k tokens is as large as a rare token.
     """
-    logprobs = logits.log_softmax(-1)
-    cdf = logprobs.double().exp().cumsum(-1)
-    token = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).squeeze(1)
-    token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logprobs.gather(1, token[:, None]).squeeze(1)
+    count, vocabulary = logits.shape
+    top = logits.amax(-1, keepdim=True)
+    weights = (logits - top).exp_()
+    if vocabulary % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -vocabulary % BLOCK))
+    blocks = weights.view(count, -1, BLOCK)
+    mass = blocks.sum(-1).double()
+    cumulated = mass.cumsum(-1)
+    total = cumulated[:, -1:]
+    wanted = uniform[:, None] * total
+    block = torch.searchsorted(cumulated, wanted, right=True).clamp(max=mass.shape[1] - 1)
+    chosen = mass.gather(1, block)
+    share = (wanted - (cumulated.gather(1, block) - chosen)) / chosen
+    inside = blocks[torch.arange(count, device=logits.device), block.squeeze(1)].double().cumsum(-1)
+    offset = torch.searchsorted(inside, share * inside[:, -1:], right=True).clamp(max=BLOCK - 1)
+    token = (block * BLOCK + offset).clamp(max=vocabulary - 1)
+    return token.squeeze(1), (logits.gather(1, token) - top - total.log()).squeeze(1).float()

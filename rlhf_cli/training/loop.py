@@ -78,8 +78,8 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             trust=state.trust,
             extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining and algo.ptx else None,
         )
-    metrics |= describe(experience, seen.entropies, texts, rewards)
-    metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr, "train/logprob_mismatch": seen.mismatch}
+    metrics |= seen.metrics | describe(experience, texts, rewards)
+    metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr}
     if algo.surrogate == "kl_penalty":
         metrics["train/beta_old"] = state.kl_old.value
     if algo.filter == "refill":
@@ -173,49 +173,71 @@ class Hindsight:
 
     experience: Experience
     """Without advantages and returns yet."""
-    entropies: Float[Tensor, "B R"]
     full_kl: Float[Tensor, "B R"] | None
-    mismatch: float
-    """The largest difference between a token's log-prob as it was sampled and as it is read now."""
+    metrics: dict[str, float]
+    """Of the actor's forward pass; where there is none, the update's first pass over the batch has them."""
 
 
 @torch.no_grad()
 def look_back(lab: Lab, rollout: Rollout) -> Hindsight:
-    """Read a rollout with every model, `optim.micro_batch_size` rows at a time."""
+    """Read a rollout with every model, `optim.micro_batch_size` rows at a time; the actor only if that tells anything
+    that sampling did not."""
     config, algo = lab.config, lab.config.algo
     size, temperature = config.optim.micro_batch_size, config.rollout.temperature
     wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
-    shared = isinstance(lab.critic, SharedCritic)
-    old, entropy, reference, values, full_kl = [], [], [], [], []
-    mismatch = 0.0
+    head = lab.critic.score if isinstance(lab.critic, SharedCritic) else None
+    reads = algo.old_logprobs == "recompute" or wants_kl or head is not None
+    old, reference, values, full_kl, entropy, mismatch = [], [], [], [], [], []
     for at in range(0, len(rollout), size):
-        micro = rollout.select(slice(at, at + size))
+        micro = rollout.select(slice(at, at + size)).trimmed()
         with lab.compute.autocast():
-            reading = read(
-                lab.actor,
-                micro,
-                temperature=temperature,
-                value_head=lab.critic.score if lab.critic is not None and shared else None,
-                reference=lab.reference if wants_kl else None,
-                direction=algo.kl_direction,
-            )
             ref, _ = response_logprobs(lab.reference, micro, temperature=temperature)
-            if lab.critic is None:
-                values.append(ref * 0)
-            else:
-                values.append(response_values(lab.critic, micro) if reading.values is None else reading.values)
-        old.append(reading.logprobs if algo.old_logprobs == "recompute" else micro.logprobs)
-        mismatch = max(mismatch, float((reading.logprobs - micro.logprobs).abs().max()))
-        entropy.append(reading.entropies)
+            value = ref * 0
+            if lab.critic is not None and head is None:
+                value = response_values(lab.critic, micro)
+            logprobs = micro.logprobs
+            if reads:
+                reading = read(
+                    lab.actor,
+                    micro,
+                    temperature=temperature,
+                    value_head=head,
+                    reference=lab.reference if wants_kl else None,
+                    direction=algo.kl_direction,
+                )
+                mismatch.append((reading.logprobs - micro.logprobs).abs().max())
+                entropy.append(reading.entropies.sum())
+                value = value if reading.values is None else reading.values
+                logprobs = reading.logprobs if algo.old_logprobs == "recompute" else logprobs
+                if reading.full_kl is not None:
+                    full_kl.append(reading.full_kl)
+        old.append(logprobs)
         reference.append(ref)
-        if reading.full_kl is not None:
-            full_kl.append(reading.full_kl)
+        values.append(value)
+    width = rollout.responses.shape[1]
     zero = torch.zeros_like(rollout.logprobs)
-    experience = Experience(rollout, torch.cat(old), torch.cat(reference), torch.cat(values), zero, zero)
-    return Hindsight(experience, torch.cat(entropy), torch.cat(full_kl) if full_kl else None, mismatch)
+    experience = Experience(
+        rollout,
+        old_logprobs=stacked(old, width),
+        ref_logprobs=stacked(reference, width),
+        values=stacked(values, width),
+        advantages=zero,
+        returns=zero,
+    )
+    metrics = {}
+    if reads:
+        tokens = int(rollout.lengths.sum())
+        metrics["train/entropy"] = float(torch.stack(entropy).sum()) / tokens
+        metrics["train/logprob_mismatch"] = float(torch.stack(mismatch).max())
+    return Hindsight(experience, stacked(full_kl, width) if full_kl else None, metrics)
 
 
-def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rewards) -> dict[str, float]:
+def stacked(pieces: list[Tensor], width: int) -> Float[Tensor, "B R"]:
+    """Rows of different widths, filled up with 0."""
+    return torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+
+
+def describe(experience: Experience, texts: Texts, rewards: Rewards) -> dict[str, float]:
     """The metrics of a batch of rollouts, before its update."""
     rollout, mask = experience.rollout, experience.rollout.mask
     log_ratio = (experience.old_logprobs - experience.ref_logprobs) * mask
@@ -225,7 +247,6 @@ def describe(experience: Experience, entropy: Tensor, texts: Texts, rewards: Rew
         "train/reward": rewards.reward.mean(),
         "train/kl": log_ratio.sum(1).mean(),
         "train/kl_k3": k3.sum(1).mean(),
-        "train/entropy": masked_mean(entropy, mask),
         "train/response_length": rollout.lengths.float().mean(),
         "train/eos_rate": rollout.ended.float().mean(),
         "train/repetition": sum(map(repetition, texts.responses)) / len(texts.responses),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.rl.forward import token_logprobs
+from rlhf_cli.rl.head import token_logprobs
 from rlhf_cli.rl.randomness import permutation
 
 HELD_OUT = 64

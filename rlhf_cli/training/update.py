@@ -38,7 +38,10 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.parameters = [*self.model.parameters(), *self.also]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        # fused: one pass over each parameter, and no temporary copies of all of them
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+        )
 
     def step(self, scale: float) -> float:
         """Clip, check, update at `scale` × the learning rate; returns the gradient norm before the clip."""
@@ -157,16 +160,11 @@ def update(
     for epoch in range(epochs):
         order = permutation(seed, step, epoch, count)
         for number, at in enumerate(range(0, count, size)):
-            minibatch = experience.select(order[at : at + size])
+            minibatch = experience.select(side_by_side(order[at : at + size], experience))
             total = settings.algorithm.total(minibatch)
-            for micro in settings.micro_batches(minibatch):
-                if trust is None:
-                    _actor_backward(settings, micro, actor, critic, total, sums, first=epoch == number == 0)
-                if isinstance(critic, Learner):
-                    with settings.compute.autocast():
-                        values = response_values(critic.model, micro.rollout)
-                    _value_backward(settings, micro, values, total, sums)
             if trust is None:
+                for micro in settings.micro_batches(minibatch):
+                    _actor_backward(settings, micro, actor, critic, total, sums, epoch=epoch, number=number)
                 if extra_loss is not None:
                     extra = extra_loss(epoch * minibatches + number)
                     _check(extra)
@@ -174,10 +172,20 @@ def update(
                     sums.extra_loss += float(extra.detach())
                 sums.grad_norm += actor.step(settings.lr)
                 sums.steps += 1
+            # the critic after the actor: only one of them holds gradients at a time
             if isinstance(critic, Learner):
+                for micro in settings.micro_batches(minibatch):
+                    with settings.compute.autocast():
+                        values = response_values(critic.model, micro.rollout)
+                    _value_backward(settings, micro, values, total, sums)
                 critic.step(settings.lr)
     _train_mode(False, actor, critic)
     return sums.metrics(optimizer_steps=epochs * minibatches, has_critic=critic is not None)
+
+
+def side_by_side(rows: Tensor, experience: Experience) -> Tensor:
+    """The rows of a minibatch with those of one prompt together, which share its tokens in a micro-batch."""
+    return rows[experience.rollout.group.cpu()[rows].argsort(stable=True)]
 
 
 @dataclass
@@ -193,7 +201,18 @@ class Sums:
     grad_norm: float = 0.0
     tokens: int = 0
     steps: int = 0
+    entropy: float = 0.0
+    seen: int = 0
+    mismatch: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
+
+    def first_pass(self, micro: Experience, reading: Reading, *, sampler: bool) -> None:
+        """Entropies of the first pass over the batch; `sampler`: the policy is still the one that sampled."""
+        self.entropy += float(reading.entropies.detach().sum())
+        self.seen += int(micro.rollout.lengths.sum())
+        if sampler:
+            difference = (reading.logprobs.detach() - micro.rollout.logprobs).abs().max()
+            self.mismatch = max(self.mismatch, float(difference))
 
     def add(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
         self.loss += float(loss.detach())
@@ -210,6 +229,8 @@ class Sums:
             "train/approx_kl": self.approx_kl / tokens,
             "train/ratio_max": self.ratio_max,
             "train/grad_norm": self.grad_norm / steps,
+            "train/entropy": self.entropy / max(1, self.seen),
+            "train/logprob_mismatch": self.mismatch,
         }
         if has_critic:
             result["train/value_loss"] = self.value_loss / optimizer_steps
@@ -219,12 +240,15 @@ class Sums:
 
 
 def _actor_backward(
-    settings: Pass, micro: Experience, actor: Learner, critic: Any, total: float, sums: Sums, *, first: bool
+    settings: Pass, micro: Experience, actor: Learner, critic: Any, total: float, sums: Sums, *, epoch: int, number: int
 ) -> None:
     """The actor's micro-batch; with a shared critic its value loss comes from the same forward pass."""
     shared = critic if isinstance(critic, SharedCritic) else None
     reading = settings.read(actor.model, micro, shared.score if shared else None)
+    first = epoch == number == 0
     loss, metrics = settings.actor_loss(micro, reading, total, first=first)
+    if epoch == 0:
+        sums.first_pass(micro, reading, sampler=first)
     sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
     if reading.values is not None:
         value_loss, _ = settings.algorithm.critic_loss(micro, reading.values, total=total)
@@ -253,7 +277,9 @@ def trust_region_update(
     total = settings.algorithm.total(experience)
     before = copy.deepcopy(actor.model).requires_grad_(False)
     for micro in settings.micro_batches(experience):
-        loss, metrics = settings.actor_loss(micro, settings.read(actor.model, micro), total, first=True)
+        reading = settings.read(actor.model, micro)
+        loss, metrics = settings.actor_loss(micro, reading, total, first=True)
+        sums.first_pass(micro, reading, sampler=True)
         sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
         loss.backward()
     gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])

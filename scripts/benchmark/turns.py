@@ -16,7 +16,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.phases: dict[str, float] = {}
-        self.begun = 0.0
+        self.begun = self.begun_cpu = 0.0
         self.talk = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever libraries print goes to stderr
 
@@ -28,13 +28,14 @@ class Turns:
         if not sys.stdin.readline():
             os._exit(0)
         self.phases.clear()
-        self.begun = time.perf_counter()
+        self.begun, self.begun_cpu = time.perf_counter(), time.process_time()
 
     def done(self, tokens: int) -> None:
         sync()
         seconds = time.perf_counter() - self.begun
+        cpu = time.process_time() - self.begun_cpu
         rest = seconds - sum(self.phases.values())
-        self.say(seconds=seconds, tokens=tokens, peak_mb=peak_mb(), phases={**self.phases, "update": rest})
+        self.say(seconds=seconds, cpu=cpu, tokens=tokens, peak_mb=peak_mb(), phases={**self.phases, "update": rest})
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

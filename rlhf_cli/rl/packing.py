@@ -1,0 +1,128 @@
+"""Rollouts without their padding: one row of N real tokens goes through the model, and only attention sees [B, T].
+
+A prompt that several rollouts of a micro-batch share is in it once, and a response's last token, from which nothing is
+predicted, not at all. Left out on purpose: block-sparse attention; T is short, and attention a few percent of the work.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rlhf_cli.rl.rollout import Rollout
+
+NAME = "rlhf_packed"
+"""Of the attention that models must be loaded with (`attn_implementation=`); without a packing it is plain SDPA."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    ids: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
+    place: Int[Tensor, "B T"]
+    """Which packed token stands at each position of each rollout; anything after its end."""
+    back: Int[Tensor, " N"]
+    """Where in [B, T], flat, each packed token is."""
+    predictors: Int[Tensor, " M"]
+    """The packed token from which each response token is predicted, in the order of `responses[mask]`."""
+
+
+def pack(rollout: Rollout) -> Packing:
+    """Lay a rollout's tokens in one row; rollouts of one group with one prompt share its tokens."""
+    rows = torch.arange(len(rollout), device=rollout.lengths.device)
+    width, before = rollout.prompts.shape[1], rollout.prompt_lengths[:, None]
+    end = before + rollout.lengths[:, None] - 1
+    at = torch.arange(int(end.max()), device=rows.device)
+    in_prompt, in_response = at < before, (at >= before) & (at < end)
+    owner = _owner(rollout, rows)
+    fresh = (in_prompt & (owner == rows)[:, None]) | in_response
+    number = (fresh.flatten().cumsum(0) - 1).view(fresh.shape)
+    place = torch.where(in_prompt, number[owner], number).masked_fill(~(in_prompt | in_response), 0)
+    prompt_ids = rollout.prompts.gather(1, (width - before + at).clamp(max=width - 1))
+    response_ids = rollout.responses.gather(1, (at - before).clamp(0, rollout.responses.shape[1] - 1))
+    back = fresh.flatten().nonzero().squeeze(1)
+    last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
+    return Packing(
+        ids=torch.where(in_prompt, prompt_ids, response_ids).flatten()[back],
+        positions=back % len(at),
+        place=place,
+        back=back,
+        predictors=place.gather(1, last)[rollout.mask],
+    )
+
+
+def _owner(rollout: Rollout, rows: Tensor) -> Tensor:
+    """For each rollout the first one with its prompt, or itself."""
+    _, group = rollout.group.unique(return_inverse=True)
+    first = torch.full_like(rows, len(rows)).scatter_reduce(0, group, rows, "amin")
+    owner = first[group]
+    same = (rollout.prompts[owner] == rollout.prompts).all(1)
+    return torch.where(same & (rollout.prompt_lengths[owner] == rollout.prompt_lengths), owner, rows)
+
+
+def packs(trunk: Any) -> bool:
+    """Whether `packed_states` knows this model: it attends by NAME, everywhere to all that came before."""
+    config = trunk.config
+    known = config.model_type in ("qwen2", "qwen3") and config._attn_implementation == NAME
+    return known and set(config.layer_types) == {"full_attention"}
+
+
+def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "N H"]:
+    """Last hidden states of the packed tokens."""
+    output: Any = trunk(
+        input_ids=packing.ids[None],
+        position_ids=packing.positions[None],
+        attention_mask={"full_attention": None},
+        use_cache=False,
+        packing=packing,
+    )
+    return output.last_hidden_state[0]
+
+
+def attention(
+    module: Any,
+    query: Float[Tensor, "b heads q D"],
+    key: Float[Tensor, "b kv_heads k D"],
+    value: Float[Tensor, "b kv_heads k D"],
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packing: Packing | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each rollout; what transformers calls in every layer. Dropout is off in this project.
+
+    With a packing b is 1 and q = k = N; without one it is what SDPA does.
+    """
+    if packing is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
+        )
+    rows, width = packing.place.shape
+    place = packing.place.flatten()
+
+    def unpacked(x: Tensor) -> Tensor:
+        heads, size = x.shape[1], x.shape[3]
+        flat = x[0].transpose(0, 1).reshape(-1, heads * size).index_select(0, place)
+        return flat.view(rows, width, heads, size).transpose(1, 2)
+
+    # causal is enough: padding comes after what is real
+    q, k, v = unpacked(query), unpacked(key), unpacked(value)
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2).reshape(rows * width, *query.shape[1::2]).index_select(0, packing.back)[None], None
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns the name to load models with."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
