@@ -237,7 +237,7 @@ def _hydra_message(error: Exception) -> str:
         }
         return unknown_key(match[1], own.get(match[1].partition(".")[0], EvalConfig))
     match = re.search(
-        r"Could not find '(\w+)/([^']+)'\s+Available options in '\w+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
+        r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[\w/]+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
     )
     if match:
         group, wrong, options = match[1], match[2], match[3].split()

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 
 from rlhf_cli.config.compose import CHANGEABLE_ON_RESUME, CONF, Plan, difference, flat, nested, plan_jobs
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.training.status import Interrupted, alive, mark_reported, read_status, reported, write_atomic
+from rlhf_cli.config.schema import Config
+from rlhf_cli.training.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
 
 RECORD = "sweep.json"
 
@@ -49,6 +50,9 @@ class Job:
         from rlhf_cli.training.status import write_status
 
         folder = Path(HydraConfig.get().runtime.output_dir)
+        status = read_status(folder)
+        if _finished(status, cfg.steps if self.command == "train" else 0) or (alive(status) and here(status)):
+            return None  # another engine got there first
         if cfg.fail_fast and any(_failed_since(self.began, other) for other in folder.parent.iterdir()):
             return None
         if self.threads and "OMP_NUM_THREADS" not in os.environ:
@@ -71,6 +75,11 @@ class Job:
             print(f"job {folder.name} failed: {error}", file=sys.stderr, flush=True)
             mark_reported(error)
             raise
+        except Exception as error:
+            if self.in_process:
+                raise
+            # not every exception survives the way from one process to another
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
         finally:
             _free_memory()
 
@@ -188,8 +197,7 @@ def run(plan: Plan, folder: Path) -> int:
         except KeyboardInterrupt:
             code = 130
         except Exception as error:
-            if not reported(error):
-                print(f"rlhf: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
+            print(f"rlhf: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
             code = 1
         code = code or show(folder)
         if code > 1:
@@ -202,10 +210,12 @@ def run(plan: Plan, folder: Path) -> int:
 def _settled(folder: Path, config: Any) -> bool:
     """Whether a job needs nothing: it is done, as far as its config wants it, or it runs at this moment."""
     status = read_status(folder)
-    done = status.get("state") == "done"
-    if done and status.get("steps") and hasattr(config, "steps") and not hasattr(config, "reward_train"):
-        return status["step"] >= config.steps
-    return done or alive(status)
+    return _finished(status, config.steps if type(config) is Config else 0) or alive(status)
+
+
+def _finished(status: dict[str, Any], steps: int) -> bool:
+    """Done, and with as many steps as are asked for now."""
+    return status.get("state") == "done" and bool(status["step"] >= steps)
 
 
 def _make_room(folder: Path, command: str) -> None:

@@ -1,5 +1,6 @@
 """Composing configs outside Hydra's job: checked before anything runs, and inherited from a saved run."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint.every", "stop", "tracking", "device", "objective", "fail_fast",
 )  # fmt: skip
 
+# Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
 OmegaConf.register_new_resolver("detected_scale", detected_scale, replace=True)
 
 

@@ -61,7 +61,7 @@ def alive(status: dict[str, Any]) -> bool:
     """Whether the run that wrote this status still runs: its process is there, or, on another machine, was lately."""
     if status.get("state") != "running" or status["pid"] == os.getpid():
         return False
-    if status.get("host") != socket.gethostname():
+    if not here(status):
         return time.time() - status["heartbeat"] < SILENCE
     try:
         os.kill(status["pid"], 0)
@@ -70,6 +70,11 @@ def alive(status: dict[str, Any]) -> bool:
     except PermissionError:
         pass
     return not _zombie(status["pid"])
+
+
+def here(status: dict[str, Any]) -> bool:
+    """Whether it was written on this machine."""
+    return bool(status.get("host") == socket.gethostname())
 
 
 def _zombie(pid: int) -> bool:
