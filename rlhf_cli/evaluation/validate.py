@@ -42,7 +42,7 @@ def sample_rows(
     texts: Texts, rewards: Rewards, classes: list[str], gold: Float[Tensor, " B"] | None = None
 ) -> list[dict[str, Any]]:
     """Rows of samples.jsonl (without the step); `gold`: the score under the judge that is not trained on, a part."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "prompt": texts.prompts[i],
             "prefix": texts.prefixes[i],

@@ -5,7 +5,6 @@ from typing import Any
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.evaluation.hacking import text_panel
 from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
-from rlhf_cli.rl.masked import masked_mean
 from rlhf_cli.training.loop import look_back, roll_out
 from rlhf_cli.training.setup import Lab
 
@@ -19,13 +18,13 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     rollout = roll_out(lab, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=lab.config.val.batch_size)
     critic, lab.critic = lab.critic, None  # validation needs no values
     try:
-        seen = look_back(lab, rollout)
+        seen = look_back(lab, rollout, whole=True)
     finally:
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)
     rewards = lab.scorer(texts)
     metrics = validation_metrics(seen.experience, texts, rewards, prompts.classes)
-    metrics["val/entropy"] = float(masked_mean(seen.entropies, rollout.mask))
+    metrics["val/entropy"] = seen.metrics["train/entropy"]
     metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}
     gold = lab.gold(texts) if lab.gold else None
     if gold is not None:

@@ -179,14 +179,14 @@ class Hindsight:
 
 
 @torch.no_grad()
-def look_back(lab: Lab, rollout: Rollout) -> Hindsight:
+def look_back(lab: Lab, rollout: Rollout, *, whole: bool = False) -> Hindsight:
     """Read a rollout with every model, `optim.micro_batch_size` rows at a time; the actor only if that tells anything
-    that sampling did not."""
+    that sampling did not, or if `whole`."""
     config, algo = lab.config, lab.config.algo
     size, temperature = config.optim.micro_batch_size, config.rollout.temperature
     wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
     head = lab.critic.score if isinstance(lab.critic, SharedCritic) else None
-    reads = algo.old_logprobs == "recompute" or wants_kl or head is not None
+    reads = whole or algo.old_logprobs == "recompute" or wants_kl or head is not None
     old, reference, values, full_kl, entropy, mismatch = [], [], [], [], [], []
     for at in range(0, len(rollout), size):
         micro = rollout.select(slice(at, at + size)).trimmed()
