@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
     "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
+    "report": "one page of what runs show: rlhf report <folder> …",
     "models": "list the models; build the miniatures and say how good they are",
 }
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
@@ -91,7 +92,7 @@ def run(command: str, argv: list[str]) -> int:
         return _refuse(_hydra_message(error))
     if args.multirun:
         return _sweep(planned, argv)
-    resume = planned.jobs[0].resume
+    resume = getattr(planned.jobs[0], "resume", None)
     if resume not in (None, "auto"):
         argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
     return _run(command, argv)
@@ -203,7 +204,7 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     if command == "compare" and words:
         named = zip(("checkpoint", "against"), words, strict=False)
         return [*rest, *(f"{key}={_quoted(word)}" for key, word in named)]
-    key = {"sample": "prefixes", "probe": "probe.texts"}.get(command)
+    key = {"sample": "prefixes", "probe": "probe.texts", "report": "runs"}.get(command)
     if key and words:
         return [*rest, f"{key}=[" + ",".join(_quoted(word) for word in words) + "]"]
     return argv

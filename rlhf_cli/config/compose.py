@@ -11,7 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import CompareConfig, Config, EvalConfig, ProbeConfig, RewardTrainConfig, validate
+from rlhf_cli.config.schema import (
+    CompareConfig,
+    Config,
+    EvalConfig,
+    ProbeConfig,
+    ReportConfig,
+    RewardTrainConfig,
+    Section,
+    validate,
+)
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -107,7 +116,8 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
         raise UserError(f"{missing[0]} must be given: rlhf {command} {missing[0]}=…")
-    schemas: dict[str, type[Config]] = {
+    schemas: dict[str, type[Section]] = {
+        "report": ReportConfig,
         "eval": EvalConfig,
         "sample": EvalConfig,
         "compare": CompareConfig,

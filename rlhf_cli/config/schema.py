@@ -393,7 +393,17 @@ class ProbeConfig(Config):
     probe: Probe
 
 
-def validate(composed: dict[str, Any], schema: type[Config] = Config) -> Any:
+class ReportConfig(Section):
+    """`rlhf report`: it reads folders and trains nothing."""
+
+    runs: list[str]
+    out: str | None
+    title: str
+    live: bool
+    tracking: Tracking
+
+
+def validate(composed: dict[str, Any], schema: type[Section] = Config) -> Any:
     """Check a composed config; raise `UserError` with every fault in one message."""
     try:
         return schema.model_validate(composed)

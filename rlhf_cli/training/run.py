@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import os
+import platform
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +80,19 @@ def begin(config: Config, folder: Path, *, steps: int) -> Path | None:
     """Make the folder a run's; returns the checkpoint to go on from. Raises UserError if it is another run's."""
     checkpoint = _claim(config, folder)
     write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
+    write_atomic(folder / "environment.json", json.dumps(machine(), indent=1) + "\n")
     write_status(folder, "running", step=step_of(checkpoint) if checkpoint else 0, steps=steps)
     return checkpoint
+
+
+def machine() -> dict[str, str]:
+    """Versions and hardware, for the report."""
+    import torch
+
+    versions = {name: version(name) for name in ("rlhf", "torch", "transformers")}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), **versions, "system": system, "cores": str(os.cpu_count()), **gpu}
 
 
 @contextmanager

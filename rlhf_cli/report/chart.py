@@ -1,0 +1,159 @@
+"""Charts as data, drawn twice: as SVG inside the page (it follows light and dark), and by matplotlib for a paper."""
+
+import math
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+# Okabe & Ito's colours, which the colour-blind tell apart, and a dash each for print without colour.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+WIDTH, HEIGHT = 460, 270
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 26, 42
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line or one set of dots."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    spread: list[float] | None = None
+    """Half the height of the band around y."""
+    style: int = 0
+    """Which colour and dash."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    lines: bool = True
+    """False: dots only."""
+    ticks: list[str] | None = None
+    """Names for x = 0, 1, 2 … where x is no number."""
+    note: str = ""
+
+    @property
+    def name(self) -> str:
+        """For a file."""
+        return "".join(c if c.isalnum() else "_" for c in self.title.lower()).strip("_")[:80]
+
+    def limits(self) -> tuple[float, float, float, float]:
+        """(least x, greatest x, least y, greatest y) with a little room."""
+        xs = [x for s in self.series for x in s.x]
+        ys = [
+            y + d for s in self.series for y, e in zip(s.y, s.spread or [0.0] * len(s.y), strict=True) for d in (-e, e)
+        ]
+        low, high, bottom, top = min(xs), max(xs), min(ys), max(ys)
+        pad_x = (high - low) * 0.03 or 0.5
+        pad_y = (top - bottom) * 0.06 or max(abs(top) * 0.1, 0.05)
+        return low - pad_x, high + pad_x, bottom - pad_y, top + pad_y
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside [low, high], about `count` of them."""
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step)
+    return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an SVG element; every point says its numbers when pointed at, and names are text, never markup."""
+    x0, x1, y0, y1 = chart.limits()
+    right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
+
+    def px(x: float) -> float:
+        return round(LEFT + (x - x0) / (x1 - x0) * (right - LEFT), 1)
+
+    def py(y: float) -> float:
+        return round(floor - (y - y0) / (y1 - y0) * (floor - TOP), 1)
+
+    def line(kind: str, xa: float, ya: float, xb: float, yb: float) -> str:
+        return f'<line class="{kind}" x1="{xa}" y1="{ya}" x2="{xb}" y2="{yb}"/>'
+
+    def text(kind: str, x: float, y: float, words: str, anchor: str = "middle") -> str:
+        return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+
+    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(chart))}">']
+    for y in nice_ticks(y0, y1):
+        out += [line("grid", LEFT, py(y), right, py(y)), text("tick", LEFT - 6, py(y) + 4, f"{y:g}", "end")]
+    out += [text("tick", px(x), floor + 16, words) for x, words in _x_ticks(chart, x0, x1)]
+    out += [line("axis", LEFT, floor, right, floor), text("label", (LEFT + right) / 2, HEIGHT - 6, chart.x_label)]
+    out.append(text("label", 8, TOP - 10, chart.y_label, "start"))
+    for s in chart.series:
+        colour, dash = COLOURS[s.style % len(COLOURS)], DASHES[s.style // 2 % len(DASHES)]
+        out.append(f'<g class="series" data-series="{escape(s.name)}" style="--c:{colour}">')
+        joined, spread = chart.lines and len(s.x) > 1, s.spread or [0.0] * len(s.x)
+        points = list(zip(s.x, s.y, spread, strict=True))
+        if s.spread and joined:
+            around = [(x, y + e) for x, y, e in points] + [(x, y - e) for x, y, e in reversed(points)]
+            corners = " ".join(f"{px(x)},{py(y)}" for x, y in around)
+            out.append(f'<polygon class="band" points="{corners}"/>')
+        if joined:
+            path = " ".join(f"{px(x)},{py(y)}" for x, y, _ in points)
+            out.append(f'<polyline class="line" stroke-dasharray="{dash}" points="{path}"/>')
+        for x, y, e in points:
+            if e and not joined:
+                out.append(line("whisker", px(x), py(y + e), px(x), py(y - e)))
+            at = chart.ticks[int(x)] if chart.ticks else f"{x:.4g}"
+            words = f"{s.name}: {chart.x_label} {at}, {chart.y_label} {y:.4g}" + (f" ± {e:.2g}" if e else "")
+            dot = f'<circle cx="{px(x)}" cy="{py(y)}" r="{3 if joined else 4.5}">'
+            out.append(f"{dot}<title>{escape(words)}</title></circle>")
+        out.append("</g>")
+    return "".join(out) + "</svg>"
+
+
+def _x_ticks(chart: Chart, low: float, high: float) -> list[tuple[float, str]]:
+    if chart.ticks:
+        return [(float(i), label) for i, label in enumerate(chart.ticks)]
+    return [(x, f"{x:g}") for x in nice_ticks(low, high)]
+
+
+def _spoken(chart: Chart) -> str:
+    """What a screen reader says of the chart."""
+    ends = "; ".join(f"{s.name} from {s.y[0]:.3g} to {s.y[-1]:.3g}" for s in chart.series if s.y)
+    return f"{chart.title}: {chart.y_label} by {chart.x_label}. {ends}."
+
+
+def save(chart: Chart, folder: Path) -> None:
+    """PNG and SVG for a paper. matplotlib draws them: what it is made for."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "rlhf", "text.parse_math": False}):
+        figure, axes = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
+        for s in chart.series:
+            _draw(axes, s, chart)
+        axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+        if chart.ticks:
+            axes.set_xticks(range(len(chart.ticks)), chart.ticks)
+        axes.grid(axis="y", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        if len(chart.series) > 1:
+            axes.legend(frameon=False, fontsize=7)
+        for kind in ("png", "svg"):
+            metadata = {"Date": None} if kind == "svg" else None
+            figure.savefig(folder / f"{chart.name}.{kind}", dpi=200, metadata=metadata)
+        plt.close(figure)
+
+
+def _draw(axes: Any, s: Series, chart: Chart) -> None:
+    colour = COLOURS[s.style % len(COLOURS)]
+    dash = DASHES[s.style // 2 % len(DASHES)]
+    style: Any = (0, tuple(float(d) / 2 for d in dash.split())) if dash else "-"
+    if not chart.lines:
+        axes.errorbar(s.x, s.y, yerr=s.spread, fmt="o", color=colour, label=s.name)
+        return
+    axes.plot(s.x, s.y, color=colour, linestyle=style, marker="o", markersize=2.5, linewidth=1.4, label=s.name)
+    if s.spread:
+        low, high = ([y + sign * e for y, e in zip(s.y, s.spread, strict=True)] for sign in (-1, 1))
+        axes.fill_between(s.x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,158 @@
+"""What was varied: runs that differ in their seed alone are one arm; arms that differ in one knob alone compare."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import mean, stdev
+from typing import Any
+
+from rlhf_cli.report.runs import Run
+
+INCIDENTAL = (
+    "seed", "resume", "tracking", "device", "cache_dir", "checkpoint", "val", "stop", "objective", "fail_fast",
+)  # fmt: skip
+"""Keys that make no other experiment."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one setting, over seeds."""
+
+    config: dict[str, Any]
+    runs: list[Run]
+
+    def values(self, metric: str) -> list[float]:
+        """Each seed's last value."""
+        return [value for run in self.runs if (value := run.last(metric)) is not None]
+
+    def mean(self, metric: str) -> float | None:
+        values = self.values(metric)
+        return mean(values) if values else None
+
+    def spread(self, metric: str) -> float | None:
+        """Standard deviation over seeds; None for one."""
+        values = self.values(metric)
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A thing that can be chosen: the keys that belong to it, and what its setting is called."""
+
+    name: str
+    keys: tuple[str, ...]
+    question: str
+    setting: Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms that differ in one knob and in nothing else."""
+
+    knob: Knob
+    arms: dict[Any, Arm]
+    """By the knob's setting."""
+    context: str
+    """In what this comparison differs from the others of its knob."""
+
+
+def _model(config: dict[str, Any]) -> str:
+    return str(config["actor.path"] or config["actor.name"])
+
+
+def _reward(config: dict[str, Any]) -> str:
+    return f"{config['reward.fn'] or config['reward.path'] or config['reward.name']} on {config['reward.text']}"
+
+
+def _value(key: str, config: dict[str, Any]) -> Any:
+    return config.get(key)
+
+
+def _penalty(config: dict[str, Any]) -> str:
+    weight, n = config["penalty.weight"], config["penalty.n"]
+    return (
+        "off"
+        if not weight
+        else f"n = {', '.join(map(str, n)) if isinstance(n, list) else n}"
+        + (f", weight {weight:g}" if weight != 1 else "")
+    )
+
+
+KNOBS = (
+    Knob("actor", ("actor", "critic"), "Does it matter which model learns?", _model),
+    Knob("reward model", ("reward",), "What does another reward model, or another view of the text, change?", _reward),
+    Knob(
+        "n-gram penalty", ("penalty",), "Does the n-gram penalty stop the repeating, and what does it cost?", _penalty
+    ),
+    Knob("prefixes", ("data",), "Short or long prefixes?", lambda c: c["data.name"]),
+    Knob("algorithm", ("algo", "critic"), "Which algorithm gets how far, at what distance?", lambda c: c["algo.name"]),
+    Knob("beta", ("algo.beta",), "What does beta, the price of the KL, do?", lambda c: c["algo.beta"]),
+    Knob("epsilon", ("algo.epsilon",), "What does epsilon, the clip range, do?", lambda c: c["algo.epsilon"]),
+    Knob("lambda", ("algo.lambda",), "What does lambda of GAE do?", lambda c: c["algo.lambda"]),
+)
+
+
+def arms(runs: list[Run]) -> list[Arm]:
+    """Runs by setting, in the order they come in."""
+    grouped: dict[Any, list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(_frozen(_without(run.config, INCIDENTAL)), []).append(run)
+    return [Arm(members[0].config, sorted(members, key=lambda r: r.seed)) for members in grouped.values()]
+
+
+def comparisons(found: list[Arm]) -> list[Comparison]:
+    """Every set of two or more arms that differ in one knob only; knobs in the order of KNOBS, then other keys."""
+    others = [Knob(key, (key,), f"What does {key} change?", partial(_value, key)) for key in other_keys(found)]
+    result = []
+    for knob in (*KNOBS, *(other for other in others if other.name != "steps")):
+        groups: dict[Any, list[Arm]] = {}
+        for arm in found:
+            groups.setdefault(_frozen(_without(arm.config, (*INCIDENTAL, *knob.keys))), []).append(arm)
+        matched = [chosen for group in groups.values() if len(chosen := _one_each(knob, group, found)) > 1]
+        rest = [_without(next(iter(chosen.values())).config, (*INCIDENTAL, *knob.keys)) for chosen in matched]
+        telling = sorted(_differing(rest))
+        for chosen, config in zip(matched, rest, strict=True):
+            context = ", ".join(f"{key}={config.get(key)}" for key in telling if not key.endswith((".hub", ".name")))
+            result.append(Comparison(knob, chosen, context))
+    return result
+
+
+def other_keys(found: list[Arm]) -> list[str]:
+    """The keys that vary and belong to no knob."""
+    differing = _differing([_without(arm.config, INCIDENTAL) for arm in found])
+    return sorted(key for key in differing if not any(_covers(knob.keys, key) for knob in KNOBS))
+
+
+def _one_each(knob: Knob, group: list[Arm], everywhere: list[Arm]) -> dict[Any, Arm]:
+    """One arm a setting; of several (one algorithm with many betas) the one that most other arms are near to."""
+    chosen: dict[Any, Arm] = {}
+    for arm in group:
+        setting = knob.setting(arm.config)
+        if setting not in chosen or _neighbours(arm, everywhere) > _neighbours(chosen[setting], everywhere):
+            chosen[setting] = arm
+    numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in chosen)
+    return dict(sorted(chosen.items())) if numbers else chosen
+
+
+def _neighbours(arm: Arm, everywhere: list[Arm]) -> int:
+    """How many arms differ from this one in one knob."""
+    mine = _without(arm.config, INCIDENTAL)
+    apart = [_differing([mine, _without(other.config, INCIDENTAL)]) for other in everywhere]
+    return sum(any(all(_covers(knob.keys, key) for key in keys) for knob in KNOBS) for keys in apart if keys)
+
+
+def _differing(configs: list[dict[str, Any]]) -> set[str]:
+    keys = {key for config in configs for key in config}
+    return {key for key in keys if len({repr(config.get(key)) for config in configs}) > 1}
+
+
+def _without(config: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not _covers(keys, key)}
+
+
+def _covers(keys: tuple[str, ...], key: str) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in keys)
+
+
+def _frozen(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((key, repr(value)) for key, value in config.items()))

@@ -1,0 +1,105 @@
+"""Run folders as the report reads them: their own files and nothing else, no network, no W&B."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.compose import flat, saved_config
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.tracking.jsonl import read_jsonl
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    folder: Path
+    config: dict[str, Any]
+    """Flat: `algo.beta`."""
+    status: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @property
+    def state(self) -> str:
+        return str(self.status.get("state", "unknown"))
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """(step, value) wherever the metric was logged as a finite number."""
+        return [(row["step"], row[metric]) for row in self.metrics if isinstance(row.get(metric), int | float)]
+
+    def last(self, metric: str) -> float | None:
+        curve = self.curve(metric)
+        return curve[-1][1] if curve else None
+
+    @property
+    def seconds(self) -> float:
+        """Of training, without validation and set-up."""
+        return sum(v for row in self.metrics for k, v in row.items() if k.startswith("time/") and v is not None)
+
+    @property
+    def onset(self) -> int | None:
+        """The first validation at which the hacking index was above its threshold and stayed there to the end."""
+        threshold = self.config.get("stop.hacking_index", 1.0)
+        step = None
+        for at, index in self.curve("hacking/index"):
+            step = None if index < threshold else step if step is not None else at
+        return step
+
+
+def load(folder: Path) -> Run:
+    """Raises UserError where a file of the run cannot be read."""
+    try:
+        return Run(
+            folder=folder,
+            config=flat(saved_config(folder)),
+            status=_object(folder / "status.json"),
+            environment=_object(folder / "environment.json"),
+            metrics=read_jsonl(folder / "metrics.jsonl"),
+            samples=read_jsonl(folder / "samples.jsonl"),
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def find(places: list[str]) -> tuple[list[Run], list[dict[str, Any]], list[dict[str, Any]]]:
+    """(runs, probe.json contents, compare.json contents) in these folders and below them.
+
+    Raises UserError for a place that is not there or holds none of them.
+    """
+    runs: dict[Path, Run] = {}
+    probes, compares = [], []
+    for place in places:
+        root = Path(place).expanduser()
+        if not root.is_dir():
+            raise UserError(f"runs={place}: there is no such folder")
+        found = sorted({path.parent for path in root.rglob("metrics.jsonl")}, key=_order)
+        extra = [_object(p) for name in ("probe.json", "compare.json") for p in sorted(root.rglob(name))]
+        if not found and not extra:
+            raise UserError(f"runs={place}: no run is there (a run's folder holds config.yaml and metrics.jsonl)")
+        runs |= {folder.resolve(): load(folder) for folder in found if (folder / "config.yaml").is_file()}
+        probes += [e for e in extra if "readings" in e]
+        compares += [e for e in extra if "typed" in e]
+    usable = [run for run in runs.values() if run.curve("val/score")]
+    if not usable and not probes and not compares:
+        raise UserError(f"runs={places}: no run there has a validation yet")
+    return usable, probes, compares
+
+
+def _order(folder: Path) -> tuple[Any, ...]:
+    """2 before 10."""
+    return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in folder.parts)

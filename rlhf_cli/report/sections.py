@@ -1,0 +1,259 @@
+"""Sections of the report: a question, the answer from the data, charts, tables, samples."""
+
+from dataclasses import dataclass, field
+from statistics import mean, stdev
+from typing import Any
+
+from rlhf_cli.data.lexicon import vader_words
+from rlhf_cli.evaluation.compare import moods
+from rlhf_cli.report.answers import compared, first_to_hack, label, shown
+from rlhf_cli.report.chart import Chart, Series
+from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, other_keys
+from rlhf_cli.report.runs import Run
+from rlhf_cli.tracking.text import printable
+
+CURVES = {
+    "actor": ("val/score", "hacking/index", "val/repetition", "val/kl"),
+    "reward model": ("val/score", "val/gold_score", "val/repetition", "hacking/index"),
+    "n-gram penalty": ("val/score", "val/repetition", "val/gold_score"),
+    "prefixes": ("val/score", "val/kl"),
+    "algorithm": ("val/score", "val/kl"),
+}
+ENDS = ("val/score", "val/kl", "train/clipfrac", "val/repetition")
+"""What a numeric knob is drawn against."""
+CLASSES = ("positive", "neutral", "negative")
+COLUMNS = (
+    "val/score", "val/gold_score", "val/kl", "val/repetition", "val/distinct_2", "val/response_length", "hacking/index",
+)  # fmt: skip
+SHOWN_PROMPTS = 3
+
+Piece = tuple[str, str]
+"""Text and its mood: positive, negative or ""."""
+
+
+Row = list[str | list[Piece]]
+"""A cell is text, or coloured pieces of it."""
+
+
+@dataclass(frozen=True)
+class Table:
+    caption: str
+    columns: list[str]
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    question: str
+    answer: str
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+
+
+def painted(text: str) -> list[Piece]:
+    """A text with the moods of its words by the lexicon."""
+    return moods(printable(text), vader_words())
+
+
+def band(arm: Arm, metric: str, name: str, style: int) -> Series | None:
+    """Mean and standard deviation over seeds at every step that all of them validated."""
+    curves = [dict(run.curve(metric)) for run in arm.runs]
+    curves = [curve for curve in curves if curve]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not steps:
+        return None
+    columns = [[curve[step] for curve in curves] for step in steps]
+    spread = [stdev(column) for column in columns] if len(curves) > 1 else None
+    return Series(name, [float(s) for s in steps], [mean(column) for column in columns], spread, style)
+
+
+def curve_chart(arms: dict[Any, Arm], metric: str, *, title: str) -> Chart | None:
+    """One metric over steps, a line an arm."""
+    bands = [band(arm, metric, str(name), style) for style, (name, arm) in enumerate(arms.items())]
+    series = [s for s in bands if s]
+    return Chart(title, "step", label(metric), series) if series else None
+
+
+def frontier(arms: dict[Any, Arm], *, title: str) -> Chart | None:
+    """The path of each arm through (KL, score), over its validations: how much score a distance buys."""
+    series = []
+    for style, (name, arm) in enumerate(arms.items()):
+        kl, score = band(arm, "val/kl", str(name), style), band(arm, "val/score", str(name), style)
+        if kl and score and kl.x == score.x:
+            series.append(Series(str(name), kl.y, score.y, score.spread, style))
+    return Chart(title, "KL to the untrained policy, nats a response", "score", series) if series else None
+
+
+def effect_chart(arms: dict[Any, Arm], metric: str, knob: str, *, title: str) -> Chart | None:
+    """A knob's settings against the last value of a metric."""
+    known = [(i, name, arm) for i, (name, arm) in enumerate(arms.items()) if arm.mean(metric) is not None]
+    if len(known) < 2:
+        return None
+    y = [arm.mean(metric) or 0.0 for _, _, arm in known]
+    spread = [arm.spread(metric) or 0.0 for _, _, arm in known]
+    several = any(len(arm.runs) > 1 for _, _, arm in known)
+    numbers = [float(i) for i, _, _ in known]
+    return Chart(
+        title,
+        knob,
+        label(metric),
+        [Series(knob, numbers, y, spread if several else None, 0)],
+        ticks=[str(n) for n in arms],
+    )
+
+
+def arm_table(arms: dict[Any, Arm], knob: str) -> Table:
+    """One row an arm: its last values, its seeds, its seconds."""
+    rows: list[Row] = []
+    for name, arm in arms.items():
+        onset = ", ".join(str(run.onset) if run.onset is not None else "–" for run in arm.runs)
+        seconds = mean(run.seconds for run in arm.runs)
+        ends = [shown(arm, metric) for metric in COLUMNS]
+        rows.append([str(name), *ends, onset, str(len(arm.runs)), f"{seconds:.0f}"])
+    columns = [knob, *map(label, COLUMNS), "hacking from step (by seed)", "seeds", "seconds"]
+    return Table("Last validation, mean ± standard deviation over seeds", columns, rows)
+
+
+def samples_table(arms: dict[Any, Arm], knob: str, caption: str) -> Table | None:
+    """The same prompts under each arm at the first, a middle and the last validation (first seed)."""
+    rows: list[Row] = []
+    for name, arm in arms.items():
+        samples = arm.runs[0].samples
+        steps = sorted({row["step"] for row in samples})
+        for step in dict.fromkeys([*steps[:1], *steps[len(steps) // 2 : len(steps) // 2 + 1], *steps[-1:]]):
+            for row in [r for r in samples if r["step"] == step][:SHOWN_PROMPTS]:
+                said: Row = [printable(row["prefix"]), painted(row["response"]), f"{row['score']:.2f}"]
+                rows.append([str(step), str(name), *said])
+    return Table(caption, ["step", knob, "prompt", "response", "score"], rows) if rows else None
+
+
+def same_responses(arms: dict[Any, Arm]) -> Table | None:
+    """Validation at step 0: the same responses under each reward model, where the arms share them."""
+    first = {str(name): [r for r in arm.runs[0].samples if r["step"] == 0] for name, arm in arms.items()}
+    texts = {tuple((r["prefix"], r["response"]) for r in rows) for rows in first.values()}
+    if len(texts) != 1 or not next(iter(texts)):
+        return None
+    rows: list[Row] = []
+    for i, (prefix, response) in enumerate(list(next(iter(texts)))[:8]):
+        rows.append([printable(prefix), painted(response), *(f"{mine[i]['score']:.2f}" for mine in first.values())])
+    return Table("Before training: the same responses under each reward model", ["input", "output", *first], rows)
+
+
+def section(comparison: Comparison) -> Section:
+    """What one comparison shows."""
+    knob, arms = comparison.knob, comparison.arms
+    title = knob.name + (f" ({comparison.context})" if comparison.context else "")
+    numeric = all(isinstance(name, int | float) and not isinstance(name, bool) for name in arms)
+
+    def named(metric: str) -> str:
+        return f"{label(metric)} by {title}"
+
+    drawn: list[Chart | None] = []
+    asked: tuple[str, ...] = ("val/score", "val/gold_score", "val/kl", "val/repetition")
+    if numeric:
+        drawn += [effect_chart(arms, metric, knob.name, title=named(metric)) for metric in ENDS]
+        drawn.append(frontier(arms, title=f"frontier by {title}"))
+        asked = ENDS
+    else:
+        curves = CURVES.get(knob.name, ("val/score", "val/kl"))
+        drawn += [curve_chart(arms, metric, title=named(metric)) for metric in curves]
+        if knob.name == "actor":
+            titles = {c: f"score after {c} prefixes, by {title}" for c in CLASSES}
+            drawn += [curve_chart(arms, f"val/score/{c}", title=titles[c]) for c in CLASSES]
+        if knob.name == "algorithm":
+            drawn.append(frontier(arms, title=f"frontier by {title}"))
+        asked = tuple(dict.fromkeys((*curves[:3], "val/kl")))
+    sentences = [compared(arms, metric) for metric in asked if metric != "hacking/index"]
+    answer = " ".join(s for s in [*sentences, first_to_hack(arms)] if s)
+    tables = [arm_table(arms, knob.name)]
+    if knob.name == "reward model" and (shared := same_responses(arms)):
+        tables.append(shared)
+    if not numeric and (read := samples_table(arms, knob.name, "The same prompts, the same random numbers")):
+        tables.append(read)
+    return Section(title, knob.question, answer, [c for c in drawn if c], tables)
+
+
+def overview(runs: list[Run], arms: list[Arm]) -> Section:
+    """Every run, or the one there is."""
+    states: dict[str, int] = {}
+    for run in runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    told = ", ".join(f"{count} {state}" for state, count in states.items())
+    names = {arm_name(arm, arms): arm for arm in arms}
+    answer = f"{len(runs)} runs of {len(arms)} settings: {told}. " if len(runs) > 1 else ""
+    if len(arms) == 1:
+        arm = arms[0]
+        starts = [curve[0][1] for run in arm.runs if (curve := run.curve("val/score"))]
+        score, kl = shown(arm, "val/score"), shown(arm, "val/kl")
+        answer += f"The score went from {mean(starts):.2f} to {score}, at a KL of {kl} nats. "
+        answer += first_to_hack({"this setting": arm})
+    drawn: list[Chart | None] = []
+    if len(arms) <= len(KNOBS):
+        metrics = ("val/score", "val/gold_score", "val/kl", "hacking/index", "val/repetition", "val/response_length")
+        drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in metrics]
+        classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
+        if found := [s for s in classes if s]:
+            drawn.append(Chart("score by the class of the prefix", "step", "score", found))
+    tables = [arm_table(names, "setting")]
+    if len(arms) == 1 and (read := samples_table(names, "setting", "What it wrote")):
+        tables.append(read)
+    return Section("All runs", "What was run, and how did it end?", answer.strip(), [c for c in drawn if c], tables)
+
+
+def arm_name(arm: Arm, arms: list[Arm]) -> str:
+    """The settings of the knobs, and the keys of no knob, that vary among these arms."""
+    if len(arms) == 1:
+        return "this run"
+    said = []
+    for knob in KNOBS:
+        setting = knob.setting(arm.config)
+        if len({repr(knob.setting(other.config)) for other in arms}) > 1:
+            told = f"{knob.name} {setting}" if isinstance(setting, int | float) else str(setting)
+            said.append(f"penalty {told}" if knob.name == "n-gram penalty" else told)
+    said += [f"{key} {arm.config.get(key)}" for key in other_keys(arms)]
+    return ", ".join(said)
+
+
+def probe_section(content: dict[str, Any]) -> Section:
+    """How often chat wrapping flips each reward model."""
+    rows: list[Row] = []
+    told = []
+    for r in content["rates"]:
+        if r["wrapping"] == "bare":
+            continue
+        interval = f"{r['flip_low']:.3f} to {r['flip_high']:.3f}"
+        rows.append([r["model"], r["wrapping"], f"{r['flips']} of {r['texts']}", f"{r['flip_rate']:.3f}", interval])
+        told.append(f"{r['model']} in {r['wrapping']}: {100 * r['flip_rate']:.1f} %")
+    table = Table("Labels that differ from the same text bare", ["model", "wrapping", "flips", "rate", "95 %"], rows)
+    readings = [r for r in content["readings"] if r["text"] == 0]
+    columns = ["model", "wrapping", "label", "negative", "neutral", "positive"]
+    example: list[Row] = []
+    for r in readings:
+        example.append([r["model"], r["wrapping"], r["label"], *(f"{r['probabilities'][c]:.2f}" for c in columns[3:])])
+    words = printable(content["texts"][0])[:300] if content["texts"] else ""
+    return Section(
+        "Reward model probe",
+        "Does wrapping a text as a chat flip a reward model's label?",
+        "Flipped against the bare text: " + "; ".join(told) + ".",
+        tables=[table, Table(f"One text: {words}", columns, example)],
+    )
+
+
+def compare_section(content: dict[str, Any]) -> Section:
+    """Two policies side by side."""
+    rates = content["win_rate"]
+    told = "; ".join(
+        f"under {judge}, B wins {100 * r['rate']:.0f} % (95 %: {100 * r['low']:.0f} to {100 * r['high']:.0f})"
+        for judge, r in rates.items()
+    )
+    rows: list[Row] = []
+    for a, b in zip(*content["typed"], strict=True):
+        sides: Row = [cell for side in (a, b) for cell in (painted(side["response"]), f"{side['score']:.2f}")]
+        rows.append([printable(a["prefix"]), *sides])
+    return Section(
+        "Before and after",
+        f"A: {printable(content['a'])}. B: {printable(content['b'])}. Which is better?",
+        told[:1].upper() + told[1:] + ".",
+        tables=[Table("The same prompts, the same random numbers", ["prompt", "A", "score", "B", "score"], rows)],
+    )

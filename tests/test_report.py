@@ -1,0 +1,208 @@
+"""rlhf report: what varied is found, answers follow the data, the page is inert, whole and opens in a browser."""
+
+import json
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.config.compose import plan
+from rlhf_cli.report.answers import compared, first_to_hack
+from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
+from rlhf_cli.report.knobs import Arm, arms, comparisons
+from rlhf_cli.report.page import sections_of
+from rlhf_cli.report.runs import find
+
+HOSTILE = "</td><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> {{ 7*7 }}"
+
+
+def make(
+    folder: Path, overrides: list[str], scores: list[float], *, hacking: float = 0.1, response: str = "dull"
+) -> Path:
+    """A run's folder as `rlhf train` leaves it."""
+    folder.mkdir(parents=True)
+    config = plan("train", ["scale=mini", *overrides], multirun=False, config_dir=None).jobs[0]
+    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(by_alias=True)))
+    (folder / "status.json").write_text(json.dumps({"state": "done", "step": 20, "steps": 20}))
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "cores": "2"}))
+    rows, samples = [], []
+    for i, score in enumerate(scores):
+        row: dict[str, Any] = {"step": 10 * i, "val/score": score, "val/kl": 2.0 * i, "val/repetition": 0.01}
+        row |= {f"val/score/{c}": score for c in ("positive", "neutral", "negative")}
+        row |= {"val/gold_score": 0.5, "time/update_s": 3.0} | ({"hacking/index": hacking * i} if i else {})
+        rows.append(row | ({"val/distinct_2": float("nan")} if i == 1 else {}))
+        samples.append(
+            {"step": 10 * i, "prompt": "p", "prefix": "It was", "response": response, "class": "neutral",
+             "score": score, "parts": {}}
+        )  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row).replace("NaN", "null") + "\n" for row in rows))
+    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    root = tmp_path / "study"
+    for seed, end in ((0, 0.90), (1, 0.92), (2, 0.94)):
+        make(root / f"instruct_{seed}", [f"seed={seed}"], [0.4, 0.6, end])
+        make(root / f"base_{seed}", ["actor=qwen_base", f"seed={seed}"], [0.4, 0.5, end - 0.2], hacking=0.4)
+    make(root / "beta", ["algo.beta=0.3"], [0.4, 0.5, 0.6])
+    make(root / "grpo", ["algo=grpo"], [0.4, 0.7, 0.8])
+    return root
+
+
+def test_what_varied_is_found(study: Path) -> None:
+    runs, _, _ = find([str(study)])
+    found = comparisons(arms(runs))
+    by_name = {comparison.knob.name: comparison for comparison in found}
+    assert set(by_name) == {"actor", "algorithm", "beta"}
+    assert {name: len(arm.runs) for name, arm in by_name["actor"].arms.items()} == {"qwen_base": 3, "qwen_instruct": 3}
+    assert list(by_name["beta"].arms) == [0.03, 0.3]
+    assert set(by_name["algorithm"].arms) == {"ppo", "grpo"}
+    # of the two PPO settings, the algorithms are compared at the one that the rest is near to
+    assert by_name["algorithm"].arms["ppo"].config["algo.beta"] == 0.03
+
+
+def test_answers_follow_the_data(study: Path) -> None:
+    runs, _, _ = find([str(study)])
+    actor = next(c for c in comparisons(arms(runs)) if c.knob.name == "actor")
+    assert compared(actor.arms, "val/score") == (
+        "The score is highest with qwen_instruct (0.92 ± 0.02) and lowest with qwen_base (0.72 ± 0.02)."
+    )
+    assert first_to_hack(actor.arms) == (
+        "Hacking was flagged with qwen_base from step 20 (3 of 3 seeds); never with qwen_instruct."
+    )
+    beta = next(c for c in comparisons(arms(runs)) if c.knob.name == "beta")
+    assert "falls from 0.92 ± 0.02 at 0.03 to 0.60 at 0.3, too few seeds" in compared(beta.arms, "val/score")
+
+
+def test_noise_is_called_noise(tmp_path: Path) -> None:
+    for seed in (0, 1, 2):
+        make(tmp_path / f"a{seed}", [f"seed={seed}"], [0.4, 0.7 + 0.1 * seed])
+        make(tmp_path / f"b{seed}", ["actor=qwen_base", f"seed={seed}"], [0.4, 0.75 + 0.1 * seed])
+    (comparison,) = comparisons(arms(find([str(tmp_path)])[0]))
+    assert "within what the seeds scatter" in compared(comparison.arms, "val/score")
+
+
+def test_ticks_are_round_and_a_flat_line_has_a_chart() -> None:
+    assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert nice_ticks(-0.3, 41) == [0, 10, 20, 30, 40]
+    flat = Chart("t", "step", "y", [Series("s", [0, 1], [0.5, 0.5])])
+    assert "nan" not in svg(flat)
+    assert svg(Chart("t", "step", "y", [Series("one", [3], [0.0])])).count("<circle") == 1
+
+
+def test_names_are_text_in_a_chart() -> None:
+    drawn = svg(Chart(HOSTILE, HOSTILE, HOSTILE, [Series(HOSTILE, [0, 1], [0, 1], [0.1, 0.1])]))
+    assert "<script" not in drawn
+    assert "<img" not in drawn
+
+
+class Outline(HTMLParser):
+    """Tags in order, ids and links."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: set[str] = set()
+        self.links: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        found = dict(attrs)
+        self.ids |= {found["id"] or ""} if "id" in found else set()
+        self.links |= {found["href"] or ""} if "href" in found else set()
+
+
+def test_the_page(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(study / "hostile", ["penalty.weight=1"], [0.1, 0.2], response=HOSTILE)
+    (study / "probe").mkdir()
+    rate = {
+        "model": "m",
+        "wrapping": "system",
+        "texts": 4,
+        "flips": 1,
+        "flip_rate": 0.25,
+        "flip_low": 0.0,
+        "flip_high": 0.6,
+    }
+    reading = {"text": 0, "model": "m", "wrapping": "system", "label": "negative",
+               "probabilities": {"negative": 0.8, "neutral": 0.1, "positive": 0.1}}  # fmt: skip
+    (study / "probe" / "probe.json").write_text(
+        json.dumps({"texts": [HOSTILE], "readings": [reading], "rates": [rate]})
+    )
+    out = tmp_path / "page"
+    assert (
+        dispatch(["report", str(study), f"out={out}", f"hydra.run.dir={tmp_path / 'h'}", "title='A <b>study</b>'"]) == 0
+    )
+    assert "qwen_instruct (0.92 ± 0.02)" in capsys.readouterr().out
+    page = (out / "index.html").read_text()
+    outline = Outline()
+    outline.feed(page)
+    assert outline.tags.count("script") == 1  # ours
+    assert "img" not in outline.tags
+    assert "b" not in outline.tags
+    assert "{{ 7*7 }}" in page
+    assert {link.removeprefix("#") for link in outline.links} <= outline.ids
+    assert outline.tags.count("h1") == 1
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "https://" not in page
+    assert "m in system: 25.0 %" in page
+    assert 'class="negative">dull' in page
+    assert "torch 2.13.0" in page
+    names = {path.name for path in (out / "figures").iterdir()}
+    assert {"score_by_actor.png", "score_by_actor.svg"} <= names
+    assert "NaN" not in page
+
+
+def test_one_run_is_told_by_itself(tmp_path: Path) -> None:
+    make(tmp_path / "r", [], [0.4, 0.9])
+    (only,) = sections_of(*find([str(tmp_path)]))
+    assert "The score went from 0.40 to 0.90" in only.answer
+    assert any(chart.title == "score by the class of the prefix" for chart in only.charts)
+
+
+@pytest.mark.parametrize("place", ["/nowhere/at/all", "EMPTY"])
+def test_wrong_places_are_named(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = str(tmp_path) if place == "EMPTY" else place
+    assert dispatch(["report", place, f"hydra.run.dir={tmp_path / 'h'}", f"out={tmp_path / 'o'}"]) == 2
+    assert place in capsys.readouterr().err
+    assert dispatch(["report", f"hydra.run.dir={tmp_path / 'h'}"]) == 2
+    assert "give the folders" in capsys.readouterr().err
+
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium here: the page is only parsed")
+def test_a_browser_shows_what_the_data_say(study: Path, tmp_path: Path) -> None:
+    make(study / "hostile", ["penalty.weight=1"], [0.1, 0.2], response=HOSTILE)
+    out = tmp_path / "page"
+    assert dispatch(["report", str(study), f"out={out}", f"hydra.run.dir={tmp_path / 'h'}"]) == 0
+    shown = subprocess.run(
+        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+         "--disable-sync", "--disable-component-update", "--no-first-run",
+         "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'b'}",
+         "--virtual-time-budget=2000", "--dump-dom", f"file://{out / 'index.html'}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "<title>rlhf report</title>" in shown.stdout  # no injected script changed it
+    assert "The score is highest with qwen_instruct (0.92 ± 0.02)" in shown.stdout
+    assert "CONSOLE" not in shown.stderr  # no error, no blocked resource
+    assert shown.stdout.count("<svg") >= 8
+
+
+def test_arms_of_other_lengths_are_apart(tmp_path: Path) -> None:
+    make(tmp_path / "a", ["steps=20"], [0.4, 0.9])
+    make(tmp_path / "b", ["steps=40"], [0.4, 0.9])
+    made = arms(find([str(tmp_path)])[0])
+    assert len(made) == 2
+    assert comparisons(made) == []
+    assert isinstance(made[0], Arm)
