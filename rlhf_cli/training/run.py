@@ -3,6 +3,7 @@
 import hashlib
 import json
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -12,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
 from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint, step_of
+from rlhf_cli.training.guards import Guards
 from rlhf_cli.training.hacking import HackingWatch, account
-from rlhf_cli.training.judge import judge
 from rlhf_cli.training.lock import only_process
-from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.nonfinite import finite_judge, finite_step
 from rlhf_cli.training.setup import Lab, make_lab
 from rlhf_cli.training.state import make_state
 from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
@@ -90,8 +91,11 @@ def recorded(folder: Path) -> Iterator[None]:
         _note(folder, "interrupted", None)
         raise
     except Exception as error:
-        _note(folder, "failed", f"{type(error).__name__}: {error}")
-        if not isinstance(error, UserError) and not reported(error):
+        _note(folder, "failed", str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
+        if isinstance(error, RunFailed):
+            print(f"rlhf: {error}", file=sys.stderr, flush=True)
+            mark_reported(error)
+        elif not isinstance(error, UserError) and not reported(error):
             (folder / "error.log").write_text(traceback.format_exc())
             traceback.print_exc()
             mark_reported(error)
@@ -165,7 +169,7 @@ def _train(
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
     )
-    watch = HackingWatch.of(folder, config.stop.hacking_index)
+    watch, guards = HackingWatch.of(folder, config.stop.hacking_index), Guards()
     outcome, metrics, step = "failed", {}, start
 
     def save(step: int) -> None:
@@ -174,12 +178,14 @@ def _train(
     try:
         stop.at_once = False
         for step in range(start if checkpoint is None else start + 1, config.steps + 1):
-            metrics = train_step(lab, state, step) if step else {}
+            metrics = finite_step(lab, state, step, folder, trackers.message) if step else {}
+            for warning in guards.warnings(metrics):
+                trackers.message(warning)
             last = step == config.steps
             validated = step == 0 or last or _due(step, config.val.every)
             if validated:
-                judged, rows = judge(lab, lab.test)
-                metrics |= judged | watch.look(step, judged, rows)
+                judged, rows = finite_judge(lab, step, folder, trackers.message)
+                metrics |= judged | (watch.look(step, judged, rows) if rows else {})
                 trackers.samples(step, rows)
             trackers.log(step, metrics)
             write_status(folder, "running", step=step, steps=config.steps)
