@@ -266,6 +266,10 @@ class Stop(Section):
 
 class Checkpoint(Section):
     every: int = CountOrZero
+    keep_last: int | None = Field(ge=1)
+    keep_every: int = CountOrZero
+    best: str | None = Field(pattern=r"^(val|hacking)/.+")
+    best_is: Literal["highest", "lowest"]
 
 
 class Tracking(Section):
