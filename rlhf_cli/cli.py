@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_cli import __version__
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.errors import RunFailed, UserError
 
 COMMANDS = {
     "train": "train a policy with PPO, GRPO and their relatives",
@@ -151,7 +151,9 @@ def _run(command: str, argv: list[str]) -> int:
     except Exception as error:
         from rlhf_cli.training.status import reported
 
-        if not reported(error):
+        if isinstance(error, RunFailed) and not reported(error):
+            print(f"rlhf: {error}", file=sys.stderr)
+        elif not reported(error):
             import traceback
 
             traceback.print_exc()

@@ -106,7 +106,10 @@ class Bandit:
                 values = forward.response_values(self.critic.model, rollout)
         experience = Experience(rollout, reading.logprobs, ref, values, ref * 0, ref * 0)
         experience = self.algorithm.estimate(experience, scores, beta=algo.beta, full_kl=ref * 0)
-        settings = Pass(self.algorithm, CPU, self.reference, count, 1.0, algo.beta, algo.beta_old, algo.value, 1.0)
+        settings = Pass(
+            self.algorithm, CPU, self.reference, count, 1.0, algo.beta, algo.beta_old, algo.value, 1.0,
+            target_kl=algo.target_kl,
+        )  # fmt: skip
         more = {"epochs": algo.epochs, "minibatches": algo.minibatches, "seed": 0, "step": number, "trust": self.trust}
         return update(settings, experience, self.learner, self.critic, **more)
 

@@ -118,3 +118,83 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path) -> None:
     assert train(run, "reward=python", "reward.fn=killed_early:fn") == 143
     assert read_status(run)["state"] == "interrupted"
     assert not (run / "metrics.jsonl").exists()
+
+
+def steps_kept(run: Path) -> list[int]:
+    return sorted(int(folder.name.removeprefix("step_")) for folder in (run / "checkpoints").glob("step_*"))
+
+
+def test_retention_keeps_the_last_every_so_many_and_the_best(tmp_path: Path) -> None:
+    keep = ["steps=6", "checkpoint.keep_last=1", "checkpoint.keep_every=4", "val.every=1"]
+    best = ["checkpoint.best=val/perplexity", "checkpoint.best_is=lowest"]
+    assert train(tmp_path / "whole", *keep, *best) == 0
+    scores = {row["step"]: row["val/perplexity"] for row in numbers(tmp_path / "whole") if row["step"]}
+    step = min(scores, key=scores.__getitem__)
+    assert (tmp_path / "whole" / "checkpoints" / "best").read_text().strip() == f"step_{step:06d}"
+    assert steps_kept(tmp_path / "whole") == sorted({4, 6, step})
+    # remembered over a resume
+    assert train(tmp_path / "cut", *keep[1:], *best, "steps=3") == 0
+    assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=6"]) == 0
+    assert steps_kept(tmp_path / "cut") == steps_kept(tmp_path / "whole")
+
+
+def test_a_best_metric_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(tmp_path, "checkpoint.best=val/scores") == 2
+    assert "val/score," in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 100 MB, where this user may make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("only root may mount a small file system")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk_stops_the_run_with_the_last_checkpoint_intact(
+    tmp_path: Path, small_disk: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "filling.py").write_text(
+        "calls = []\n"
+        "def fn(prompts, responses):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == 6:\n        fill()\n"
+        "    return [len(r) / 50 for r in responses]\n"
+        "def fill():\n"
+        "    import os, shutil\n"
+        f"    free = shutil.disk_usage({str(small_disk)!r}).free\n"
+        f"    open({str(small_disk / 'other')!r}, 'wb').write(bytes(free - 3_000_000))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    run = small_disk / "run"
+    wanted = ["reward=python", "reward.fn=filling:fn", "gold=none", "algo=grpo", "algo.group_size=4"]
+    assert train(run, *wanted, "steps=5", "checkpoint.keep_last=2") == 1
+    error = capsys.readouterr().err
+    assert "the disk is full" in error
+    assert "Traceback" not in error
+    assert read_status(run)["state"] == "failed"
+    assert "the disk is full" in read_status(run)["error"]
+    kept = newest(run, print)
+    assert kept
+    assert (run / "checkpoints" / "last").read_text().strip() == kept.name
+    assert not list((run / "checkpoints").glob(".tmp_*"))
+    (small_disk / "other").unlink()
+    assert dispatch(["train", f"resume={run}"]) == 0
+    assert [row["step"] for row in numbers(run)] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_refused_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000_000))
+    assert train(tmp_path) == 2
+    assert "checkpoint.keep_last=1" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.jsonl").exists()
+    monkeypatch.undo()
+    assert train(tmp_path, "seed=1", "steps=1") == 0  # what never began does not claim the folder

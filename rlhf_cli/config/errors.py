@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The message says what was wrong, what is allowed, and what to type.
     """
+
+
+class RunFailed(Exception):
+    """A run cannot go on: one message that says why and what to do, exit code 1, no traceback."""

@@ -132,6 +132,7 @@ class Algo(Section):
     group_size: int = Count
     epochs: int = Count
     minibatches: int = Count
+    target_kl: float | None = Field(gt=0)
     epsilon: float = Field(gt=0, lt=1)
     epsilon_high: float | None = Field(gt=0)
     beta: float = Field(ge=0)
@@ -204,6 +205,11 @@ class Algo(Section):
             )
         if self.update == "trust_region" and self.ptx:
             raise ValueError("algo.update=trust_region takes no algo.ptx: set algo.ptx=0 or algo.update=gradient")
+        if self.update == "trust_region" and self.target_kl is not None:
+            raise ValueError(
+                "algo.target_kl ends epochs early, and a trust region takes one step: set algo.delta, or "
+                "algo.target_kl=null"
+            )
         if self.mu is not None and self.mu != self.epochs:
             raise ValueError(
                 f"algo.mu={self.mu} and algo.epochs={self.epochs} are two words for one thing: with "
@@ -260,6 +266,10 @@ class Stop(Section):
 
 class Checkpoint(Section):
     every: int = CountOrZero
+    keep_last: int | None = Field(ge=1)
+    keep_every: int = CountOrZero
+    best: str | None = Field(pattern=r"^(val|hacking)/.+")
+    best_is: Literal["highest", "lowest"]
 
 
 class Tracking(Section):
@@ -281,6 +291,7 @@ class Config(Section):
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
     fail_fast: bool
+    on_nonfinite: Literal["stop", "skip"]
     actor: Model
     critic: Model
     reward: Reward

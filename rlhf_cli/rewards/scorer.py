@@ -1,7 +1,6 @@
 """From responses to rewards: the score of a reward model minus penalties, each part by itself."""
 
 import importlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.rewards.penalty import ngram_penalty
+from rlhf_cli.rl.finite import check_finite
 
 Score = Callable[["Texts"], Tensor]
 
@@ -97,7 +97,10 @@ class Scorer:
         return combined(self._values(texts), self.weights, self.combine)
 
     def _values(self, texts: Texts) -> dict[str, Tensor]:
-        return {name: source(texts).float() for name, source in self.sources.items()}
+        values = {name: source(texts).float() for name, source in self.sources.items()}
+        for name, value in values.items():
+            check_finite(f"a reward of {name} is", value, texts=texts, scores=value)
+        return values
 
     def __call__(self, texts: Texts) -> Rewards:
         values = self._values(texts)
@@ -132,8 +135,6 @@ def python_score(dotted: str) -> Score:
         values = [float(v) for v in function(texts.prompts, texts.responses)]
         if len(values) != len(texts.responses):
             raise ValueError(f"{dotted} gave {len(values)} scores for {len(texts.responses)} responses")
-        if not all(math.isfinite(v) for v in values):
-            raise ValueError(f"{dotted} gave a score that is not finite")
         return torch.tensor(values)
 
     return score

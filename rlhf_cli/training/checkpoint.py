@@ -1,5 +1,6 @@
 """Checkpoints: plain Hugging Face folders beside the trainer's state, whole or not there at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,28 @@ MANIFEST = "manifest.json"
 
 
 def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[str, Any]) -> Path:
-    """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`."""
+    """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`.
+
+    Where that fails nothing of it is left, and the checkpoints before it are as they were.
+    """
     folder = run / "checkpoints" / f"step_{step:06d}"
     temporary = folder.with_name(f".tmp_{folder.name}")
     for left_by_a_killed_run in folder.parent.glob(".tmp_*"):
         shutil.rmtree(left_by_a_killed_run)
     temporary.mkdir(parents=True)
+    try:
+        _write(temporary, step, lab, state, extra)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        write_atomic(folder.parent / "last", folder.name + "\n")
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _write(temporary: Path, step: int, lab: Lab, state: State, extra: dict[str, Any]) -> None:
     lab.actor.save_pretrained(temporary / "actor")
     lab.tokenizer.save_pretrained(temporary / "actor")
     if lab.critic is not None:
@@ -40,11 +57,56 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
     for path in (temporary, *temporary.rglob("*")):
         _sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    _sync(folder.parent)
-    write_atomic(folder.parent / "last", folder.name + "\n")
-    return folder
+
+
+def prune(run: Path, *, keep_last: int | None, keep_every: int, best: int | None) -> None:
+    """Delete all checkpoints but the last so many (None: all are kept), those of every so many steps, and the best."""
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    for folder in folders[:-keep_last] if keep_last else []:
+        step = step_of(folder)
+        if step == best or (keep_every and step % keep_every == 0):
+            continue
+        doomed = folder.with_name(f".tmp_{folder.name}")  # never a torn checkpoint under its own name
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def checkpoint_bytes(lab: Lab) -> int:
+    """About: weights, and two float32 moments for each that is trained."""
+    trained = [model for model in (lab.actor, lab.critic) if model is not None]
+    size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in model.parameters())
+    if lab.config.algo.steps_per_iteration:
+        size += sum(p.numel() * p.element_size() for p in lab.reference.parameters())
+    return size
+
+
+def check_room(run: Path, lab: Lab, *, start: int) -> None:
+    """Raise UserError where the checkpoints still to come do not fit on the disk."""
+    config, wanted = lab.config, lab.config.checkpoint
+    to_come = 1 + ((config.steps - 1) // wanted.every - start // wanted.every if wanted.every else 0)
+    kept = to_come
+    if wanted.keep_last:
+        spared = config.steps // wanted.keep_every if wanted.keep_every else 0
+        kept = min(to_come, wanted.keep_last + 1 + spared)  # a new one is written before an old one goes
+    kept += wanted.best is not None
+    each, free = checkpoint_bytes(lab), shutil.disk_usage(run).free
+    if each * kept > free:
+        raise UserError(
+            f"{kept} checkpoints of {each / 1e9:.2g} GB each do not fit in the {free / 1e9:.2g} GB that are free in "
+            f"{run}: keep fewer (checkpoint.keep_last=1), save less often (checkpoint.every=), or choose another "
+            "hydra.run.dir="
+        )
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether the disk, or a quota or limit on it, was at the bottom of an error: libraries hide the number."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(sign in str(error) for sign in ("No space left", "Disk quota", "File too large", "StreamWriter failed")):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_whole(folder: Path) -> bool:

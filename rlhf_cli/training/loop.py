@@ -11,16 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.evaluation.text import repetition
+from rlhf_cli.models.memory import peak_mb
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.penalty import overlong_penalty
 from rlhf_cli.rewards.scorer import Rewards, Texts
 from rlhf_cli.rl.advantages import constant_groups
+from rlhf_cli.rl.finite import check_finite
 from rlhf_cli.rl.forward import read, response_logprobs, response_values
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
-from rlhf_cli.training.memory import peak_mb
 from rlhf_cli.training.setup import Lab
 from rlhf_cli.training.state import State
 from rlhf_cli.training.update import Pass, lr_scale, update
@@ -44,13 +45,24 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
     """One step: sample ▸ score ▸ estimate ▸ update. Returns its metrics."""
     config, algo, clock = lab.config, lab.config.algo, Clock()
     beta = state.kl.value
+    state.seen.clear()
     rollout, texts, rewards, drawn = collect(lab, step, clock)
+    state.seen.update(rollout=rollout, texts=texts, rewards=rewards)
     with clock.phase("score"):
         paid = lab.paid(rollout, texts)
     with clock.phase("forward"):
         seen = look_back(lab, rollout)
+        state.seen["experience"] = seen.experience
+        for name, numbers in (
+            ("a policy's log-prob is", seen.experience.old_logprobs),
+            ("a reference's log-prob is", seen.experience.ref_logprobs),
+            ("a value is", seen.experience.values),
+        ):
+            check_finite(name, numbers, rollout.mask)
         scores = rewards.reward.to(lab.compute.device)
         experience = state.algorithm.estimate(seen.experience, scores, beta=beta, full_kl=seen.full_kl, paid=paid)
+        state.seen["experience"] = experience
+        check_finite("an advantage is", experience.advantages, rollout.mask)
     with clock.phase("update"):
         optim = config.optim
         lr = lr_scale(step, steps=config.steps, warmup=optim.warmup_steps, schedule=optim.schedule)
@@ -65,6 +77,8 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             value_weight=algo.value,
             lr=lr,
             exact_start=algo.old_logprobs == "recompute",
+            target_kl=algo.target_kl,
+            memory=lab.memory,
         )
         metrics = update(
             settings,
@@ -146,7 +160,11 @@ def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewa
 
 
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
-    """Sample a response to each prompt, `micro_batch_size` at a time."""
+    """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out."""
+    return lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
+
+
+def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int) -> Rollout:
     rollout = lab.config.rollout
     pieces = []
     for at in range(0, len(prompts), micro_batch_size):
@@ -178,12 +196,17 @@ class Hindsight:
     """Of the actor's forward pass; where there is none, the update's first pass over the batch has them."""
 
 
-@torch.no_grad()
 def look_back(lab: Lab, rollout: Rollout, *, whole: bool = False) -> Hindsight:
-    """Read a rollout with every model, `optim.micro_batch_size` rows at a time; the actor only if that tells anything
-    that sampling did not, or if `whole`."""
+    """Read a rollout with every model, `optim.micro_batch_size` rows at a time, fewer where memory runs out; the actor
+    only if that tells anything that sampling did not, or if `whole`."""
+    size = lab.config.optim.micro_batch_size
+    return lab.memory.fit("reading", size, lambda rows: _look_back(lab, rollout, rows, whole))
+
+
+@torch.no_grad()
+def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     config, algo = lab.config, lab.config.algo
-    size, temperature = config.optim.micro_batch_size, config.rollout.temperature
+    temperature = config.rollout.temperature
     wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
     head = lab.critic.score if isinstance(lab.critic, SharedCritic) else None
     reads = whole or algo.old_logprobs == "recompute" or wants_kl or head is not None

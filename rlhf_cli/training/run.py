@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,14 +16,23 @@ from typing import Any
 
 import yaml
 
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
-from rlhf_cli.training.checkpoint import load_trainer, newest, save_checkpoint, step_of
+from rlhf_cli.training.best import Best
+from rlhf_cli.training.checkpoint import (
+    check_room,
+    disk_full,
+    load_trainer,
+    newest,
+    prune,
+    save_checkpoint,
+    step_of,
+)
+from rlhf_cli.training.guards import Guards
 from rlhf_cli.training.hacking import HackingWatch, account
-from rlhf_cli.training.judge import judge
 from rlhf_cli.training.lock import only_process
-from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.nonfinite import finite_judge, finite_step
 from rlhf_cli.training.setup import Lab, make_lab
 from rlhf_cli.training.state import make_state
 from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
@@ -103,13 +113,25 @@ def recorded(folder: Path) -> Iterator[None]:
     except (Interrupted, KeyboardInterrupt):
         _note(folder, "interrupted", None)
         raise
-    except Exception as error:
-        _note(folder, "failed", f"{type(error).__name__}: {error}")
-        if not isinstance(error, UserError) and not reported(error):
+    except Exception as failure:
+        error = _disk_full(failure, folder) or failure
+        _note(folder, "failed", str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
+        if isinstance(error, RunFailed):
+            print(f"rlhf: {error}", file=sys.stderr, flush=True)
+            mark_reported(error)
+        elif not isinstance(error, UserError) and not reported(error):
             (folder / "error.log").write_text(traceback.format_exc())
             traceback.print_exc()
             mark_reported(error)
-        raise
+        raise error from (None if error is failure else failure)
+
+
+def _disk_full(failure: Exception, folder: Path) -> RunFailed | None:
+    if not disk_full(failure):
+        return None
+    kept = newest(folder, print)
+    rest = f"{kept} is whole: make room, then rlhf train resume={folder}" if kept else "no checkpoint was saved before"
+    return RunFailed(f"the disk is full ({failure}). {rest}")
 
 
 def _note(folder: Path, state: str, error: str | None) -> None:
@@ -121,7 +143,8 @@ def _claim(config: Config, folder: Path) -> Path | None:
     """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
     from rlhf_cli.config.compose import difference, saved_config
 
-    holds_run = (folder / "config.yaml").exists()
+    never_began = read_status(folder).get("state") == "failed" and not (folder / "metrics.jsonl").exists()
+    holds_run = (folder / "config.yaml").exists() and not never_began
     if config.resume is None:
         if holds_run:
             go_on = "" if isinstance(config, RewardTrainConfig) else f"go on with it (rlhf train resume={folder}) or "
@@ -167,6 +190,7 @@ def _train(
         _same_origin(saved, origin, notify)
         state.restore(trainer)
         notify(f"resumed at step {start} of {config.steps}")
+    check_room(folder, lab, start=start)
     trackers = make_trackers(
         config.tracking.name,
         folder,
@@ -179,21 +203,27 @@ def _train(
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
     )
-    watch = HackingWatch.of(folder, config.stop.hacking_index)
+    watch, guards = HackingWatch.of(folder, config.stop.hacking_index), Guards()
     outcome, metrics, step = "failed", {}, start
 
+    best, wanted = Best.of(config.checkpoint, saved.get("best")), config.checkpoint
+
     def save(step: int) -> None:
-        save_checkpoint(folder, step, lab, state, {"wandb_run_id": trackers.wandb_run_id, **origin})
+        extra = {"wandb_run_id": trackers.wandb_run_id, "best": best.known, **origin}
+        best.name(save_checkpoint(folder, step, lab, state, extra))
+        prune(folder, keep_last=wanted.keep_last, keep_every=wanted.keep_every, best=best.step)
 
     try:
         stop.at_once = False
         for step in range(start if checkpoint is None else start + 1, config.steps + 1):
-            metrics = train_step(lab, state, step) if step else {}
+            metrics = finite_step(lab, state, step, folder, trackers.message) if step else {}
+            for warning in guards.warnings(metrics):
+                trackers.message(warning)
             last = step == config.steps
             validated = step == 0 or last or _due(step, config.val.every)
             if validated:
-                judged, rows = judge(lab, lab.test)
-                metrics |= judged | watch.look(step, judged, rows)
+                judged, rows = finite_judge(lab, step, folder, trackers.message)
+                metrics |= judged | (watch.look(step, judged, rows) if rows else {})
                 trackers.samples(step, rows)
             trackers.log(step, metrics)
             write_status(folder, "running", step=step, steps=config.steps)
@@ -203,6 +233,7 @@ def _train(
                 trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(folder)}")
                 break
             clean = config.stop.on_hacking and validated
+            clean = (validated and best.beaten(step, metrics)) or clean
             if last or stop.signal or clean or (step and _due(step, config.checkpoint.every)):
                 save(step)
             if stop.signal and not last:

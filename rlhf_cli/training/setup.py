@@ -1,7 +1,7 @@
 """From a checked config to the things a run works with. The one place that reads the whole config."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rlhf_cli.data.lexicon import vader_labels, vader_share
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.models.memory import Memory
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.learned import LearnedReward
@@ -58,6 +59,7 @@ class Lab:
     continual: Continual | None = None
     gold: Score | None = None
     """The judge that is not trained on."""
+    memory: Memory = field(default_factory=Memory)
 
     @property
     def pad(self) -> int:
@@ -351,6 +353,7 @@ def make_lab(
         pretraining=pretraining(config, tokenizer, set(rows["test"]["review"])),
         continual=continual(config, learned, where, notify),
         gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
+        memory=Memory(notify),
     )
 
 

@@ -1,6 +1,6 @@
 """What changes as a run goes on, and what a checkpoint must hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_cli.config.schema import Config
@@ -19,6 +19,15 @@ class State:
     kl: FixedKL | AdaptiveKL
     kl_old: FixedKL | DoublingKL
     trust: TrustRegion | None
+    seen: dict[str, Any] = field(default_factory=dict)
+    """What the step under way learns from, for a dump: rollout, texts, rewards, experience."""
+
+    def drop_gradients(self) -> None:
+        """After an update that broke off: ready to sample."""
+        for learner in (self.actor, self.critic):
+            if isinstance(learner, Learner):
+                learner.forget()
+                learner.model.eval()
 
     def trainer(self) -> dict[str, Any]:
         """Everything but the models' weights. Random numbers are functions of (seed, step): nothing to save."""

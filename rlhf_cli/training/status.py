@@ -42,7 +42,13 @@ def write_status(folder: Path, state: str, *, step: int, steps: int, error: str 
         "heartbeat": now,
         "seconds": seconds,
     }
-    write_atomic(folder / "status.json", json.dumps(status, indent=1) + "\n")
+    text = json.dumps(status, indent=1) + "\n"
+    try:
+        write_atomic(folder / "status.json", text)
+    except OSError:  # a full disk may still have the room that the old one takes
+        if state == "running":
+            raise
+        (folder / "status.json").write_text(text)
 
 
 def read_status(folder: Path) -> dict[str, Any]:

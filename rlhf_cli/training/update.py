@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf_cli.models.memory import Memory
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.rl.finite import NonFinite, check_finite
 from rlhf_cli.rl.forward import Reading, read, response_values
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
 from rlhf_cli.training.setup import Compute
-
-
-class NonFinite(RuntimeError):
-    """A loss or gradient was not finite; the weights were not touched."""
 
 
 @dataclass
@@ -45,15 +43,21 @@ class Learner:
 
     def step(self, scale: float) -> float:
         """Clip, check, update at `scale` × the learning rate; returns the gradient norm before the clip."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         if not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NonFinite("the gradient is not finite; lower optim.actor_lr / optim.critic_lr or look at the rewards")
+            named = self.model.named_parameters()
+            bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NonFinite("the gradient is", parameters=bad)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * scale
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget()
         return float(norm)
+
+    def forget(self) -> None:
+        """Drop the gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,10 @@ class Pass:
     """The first minibatch's old log-probs come from its own forward pass: its ratio is exactly 1, whatever the layout
     of the micro-batches and the dtype. False where they are kept from sampling."""
 
+    target_kl: float | None = None
+    """Nats a token from the policy that sampled, beyond which the rest of the epochs is left out."""
+    memory: Memory = field(default_factory=Memory)
+
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         for start in range(0, len(experience.rollout), self.micro_batch_size):
             yield experience.select(slice(start, start + self.micro_batch_size))
@@ -129,7 +137,7 @@ class Pass:
             beta_old=self.beta_old,
             full_kl=reading.full_kl,
         )
-        _check(loss)
+        _check("the actor's loss is", loss)
         return loss, metrics
 
 
@@ -151,36 +159,48 @@ def update(
     `trust`: the actor takes one trust-region step on the whole batch, the minibatches are the critic's.
     `extra_loss`: a function of the optimizer step's number whose loss is added, such as the pretraining mix.
     """
-    count = len(experience.rollout)
-    size = count // minibatches
     sums = Sums()
     _train_mode(True, actor, critic)
     if trust is not None:
         sums.extra |= trust_region_update(settings, experience, actor, trust, sums)
+    for epoch, number, minibatch in _minibatches(experience, epochs, minibatches, seed, step):
+        if trust is None:
+            before = sums
+            gradients = partial(_actor_gradients, settings, minibatch, actor, critic, before, epoch, number)
+            sums = settings.memory.fit("learning", settings.micro_batch_size, gradients)
+            if settings.target_kl is not None and sums.kl_since(before) > settings.target_kl:
+                sums = replace(sums, loss=before.loss, value_loss=before.value_loss)
+                actor.forget()
+                break
+            if extra_loss is not None:
+                extra = extra_loss(epoch * minibatches + number)
+                _check("the pretraining loss is", extra)
+                extra.backward()
+                sums.extra_loss += float(extra.detach())
+            sums.grad_norm += actor.step(settings.lr)
+            sums.steps += 1
+        # the critic after the actor: only one of them holds gradients at a time
+        if isinstance(critic, Learner):
+            gradients = partial(_critic_gradients, settings, minibatch, critic, sums)
+            sums = settings.memory.fit("learning", settings.micro_batch_size, gradients)
+            critic.step(settings.lr)
+        sums.updates += 1
+    _train_mode(False, actor, critic)
+    if settings.target_kl is not None:
+        sums.extra["train/updates"] = float(sums.updates)
+    return sums.metrics(has_critic=critic is not None)
+
+
+def _minibatches(
+    experience: Experience, epochs: int, minibatches: int, seed: int, step: int
+) -> Iterator[tuple[int, int, Experience]]:
+    """(epoch, number in it, minibatch)"""
+    count = len(experience.rollout)
+    size = count // minibatches
     for epoch in range(epochs):
         order = permutation(seed, step, epoch, count)
         for number, at in enumerate(range(0, count, size)):
-            minibatch = experience.select(side_by_side(order[at : at + size], experience))
-            total = settings.algorithm.total(minibatch)
-            if trust is None:
-                for micro in settings.micro_batches(minibatch):
-                    _actor_backward(settings, micro, actor, critic, total, sums, epoch=epoch, number=number)
-                if extra_loss is not None:
-                    extra = extra_loss(epoch * minibatches + number)
-                    _check(extra)
-                    extra.backward()
-                    sums.extra_loss += float(extra.detach())
-                sums.grad_norm += actor.step(settings.lr)
-                sums.steps += 1
-            # the critic after the actor: only one of them holds gradients at a time
-            if isinstance(critic, Learner):
-                for micro in settings.micro_batches(minibatch):
-                    with settings.compute.autocast():
-                        values = response_values(critic.model, micro.rollout)
-                    _value_backward(settings, micro, values, total, sums)
-                critic.step(settings.lr)
-    _train_mode(False, actor, critic)
-    return sums.metrics(optimizer_steps=epochs * minibatches, has_critic=critic is not None)
+            yield epoch, number, experience.select(side_by_side(order[at : at + size], experience))
 
 
 def side_by_side(rows: Tensor, experience: Experience) -> Tensor:
@@ -201,6 +221,9 @@ class Sums:
     grad_norm: float = 0.0
     tokens: int = 0
     steps: int = 0
+    """Of the actor's optimizer."""
+    updates: int = 0
+    """Minibatches that were learned from."""
     entropy: float = 0.0
     seen: int = 0
     mismatch: float = 0.0
@@ -221,7 +244,11 @@ class Sums:
         self.ratio_max = max(self.ratio_max, float(metrics["ratio_max"]))
         self.tokens += tokens
 
-    def metrics(self, *, optimizer_steps: int, has_critic: bool) -> dict[str, float]:
+    def kl_since(self, before: "Sums") -> float:
+        """Nats a token between the policy that sampled and this one, on what was added since `before`."""
+        return (self.approx_kl - before.approx_kl) / max(1, self.tokens - before.tokens)
+
+    def metrics(self, *, has_critic: bool) -> dict[str, float]:
         steps, tokens = max(1, self.steps), max(1, self.tokens)
         result = {
             "train/loss": self.loss / steps,
@@ -233,10 +260,41 @@ class Sums:
             "train/logprob_mismatch": self.mismatch,
         }
         if has_critic:
-            result["train/value_loss"] = self.value_loss / optimizer_steps
+            result["train/value_loss"] = self.value_loss / max(1, self.updates)
         if self.extra_loss:
             result["train/ptx_loss"] = self.extra_loss / steps
         return result | self.extra
+
+
+def _actor_gradients(
+    settings: Pass,
+    minibatch: Experience,
+    actor: Learner,
+    critic: Any,
+    before: Sums,
+    epoch: int,
+    number: int,
+    rows: int,
+) -> Sums:
+    """The actor's gradients of a minibatch, `rows` at a time, and the sums with its metrics. Free to start over."""
+    sums, settings = copy.copy(before), replace(settings, micro_batch_size=rows)
+    actor.forget()
+    total = settings.algorithm.total(minibatch)
+    for micro in settings.micro_batches(minibatch):
+        _actor_backward(settings, micro, actor, critic, total, sums, epoch=epoch, number=number)
+    return sums
+
+
+def _critic_gradients(settings: Pass, minibatch: Experience, critic: Learner, before: Sums, rows: int) -> Sums:
+    """The critic's, in the same way."""
+    sums, settings = copy.copy(before), replace(settings, micro_batch_size=rows)
+    critic.forget()
+    total = settings.algorithm.total(minibatch)
+    for micro in settings.micro_batches(minibatch):
+        with settings.compute.autocast():
+            values = response_values(critic.model, micro.rollout)
+        _value_backward(settings, micro, values, total, sums)
+    return sums
 
 
 def _actor_backward(
@@ -252,7 +310,7 @@ def _actor_backward(
     sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
     if reading.values is not None:
         value_loss, _ = settings.algorithm.critic_loss(micro, reading.values, total=total)
-        _check(value_loss)
+        _check("the critic's loss is", value_loss)
         sums.value_loss += float(value_loss.detach())
         loss = loss + settings.value_weight * value_loss
     loss.backward()
@@ -260,7 +318,7 @@ def _actor_backward(
 
 def _value_backward(settings: Pass, micro: Experience, values: Tensor, total: float, sums: Sums) -> None:
     value_loss, _ = settings.algorithm.critic_loss(micro, values, total=total)
-    _check(value_loss)
+    _check("the critic's loss is", value_loss)
     (settings.value_weight * value_loss).backward()
     sums.value_loss += float(value_loss.detach())
 
@@ -285,7 +343,7 @@ def trust_region_update(
     gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
     actor.optimizer.zero_grad(set_to_none=True)
     if not torch.isfinite(gradient).all():
-        raise NonFinite("the gradient is not finite; the weights were not touched by it")
+        raise NonFinite("the gradient is")
     sums.grad_norm, sums.steps = float(gradient.norm()), 1
 
     def loss_and_kl() -> tuple[float, float]:
@@ -329,6 +387,5 @@ def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
         critic.model.train(on)
 
 
-def _check(loss: Tensor) -> None:
-    if not torch.isfinite(loss):
-        raise NonFinite("the loss is not finite; the weights were not touched by it")
+def _check(what: str, loss: Tensor) -> None:
+    check_finite(what, loss.detach())

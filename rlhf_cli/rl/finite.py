@@ -1,0 +1,27 @@
+"""Numbers that are none, noticed before they reach a weight."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.config.errors import RunFailed
+
+
+class NonFinite(RunFailed):
+    """`what` is NaN or infinite, in these rows of the batch where that is known. No weight was touched by it."""
+
+    def __init__(self, what: str, rows: list[int] | None = None, **evidence: Any) -> None:
+        where = f" in {len(rows)} rows, the first is row {rows[0]}" if rows else ""
+        super().__init__(f"{what} not finite{where}")
+        self.what, self.rows, self.evidence = what, rows or [], evidence
+
+
+def check_finite(what: str, values: Tensor, mask: Tensor | None = None, **evidence: Any) -> None:
+    """Raise NonFinite if a value (where the mask is set) is NaN or infinite; the first dimension is rows."""
+    bad = ~torch.isfinite(values)
+    if mask is not None:
+        bad = bad & mask.bool()
+    if bad.any():
+        rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist() if bad.ndim else None
+        raise NonFinite(what, rows, **evidence)

@@ -1,0 +1,47 @@
+"""The checkpoint that is best by a metric of the validations."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import Checkpoint
+from rlhf_cli.training.status import write_atomic
+
+
+@dataclass
+class Best:
+    metric: str | None
+    sign: float
+    step: int | None = None
+    value: float | None = None
+
+    @staticmethod
+    def of(wanted: Checkpoint, known: dict[str, Any] | None) -> "Best":
+        """`known`: what a checkpoint remembers of the validations before it."""
+        best = Best(wanted.best, -1.0 if wanted.best_is == "lowest" else 1.0)
+        if known and known["metric"] == wanted.best:
+            best.step, best.value = known["step"], known["value"]
+        return best
+
+    @property
+    def known(self) -> dict[str, Any] | None:
+        return {"metric": self.metric, "step": self.step, "value": self.value} if self.metric else None
+
+    def beaten(self, step: int, metrics: dict[str, float]) -> bool:
+        """Whether this validation is the best so far, and so to be saved. The untrained actor's does not count."""
+        if self.metric is None or "val/nonfinite" in metrics:
+            return False
+        if step == 0 and self.metric.startswith("val/") and self.metric not in metrics:
+            known = ", ".join(name for name in metrics if name.startswith("val/"))
+            raise UserError(f"checkpoint.best={self.metric}: a validation has no such metric; it has {known}")
+        value = metrics.get(self.metric)
+        if step == 0 or value is None or (self.value is not None and self.sign * value <= self.sign * self.value):
+            return False
+        self.step, self.value = step, value
+        return True
+
+    def name(self, checkpoint: Path) -> None:
+        """Write `checkpoints/best` where this checkpoint is it."""
+        if checkpoint.name == f"step_{self.step or 0:06d}" and self.step:
+            write_atomic(checkpoint.parent / "best", checkpoint.name + "\n")

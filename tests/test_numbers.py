@@ -1,0 +1,174 @@
+"""Numbers that are not finite, memory that runs out, epochs that go too far, runs that learn nothing."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_algorithms import Bandit
+from test_training import cache, numbers, train  # noqa: F401
+
+from rlhf_cli.config.errors import RunFailed
+from rlhf_cli.models.memory import Memory, out_of_memory
+from rlhf_cli.rl.finite import NonFinite
+from rlhf_cli.training import guards, loop, update
+from rlhf_cli.training.status import read_status
+
+
+@pytest.fixture
+def reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A reward that is NaN for the third row, the third time it is asked."""
+    (tmp_path / "nan_once.py").write_text(
+        "calls = []\n"
+        "def fn(prompts, responses):\n"
+        "    calls.append(1)\n"
+        "    scores = [len(r) / 50 for r in responses]\n"
+        "    if len(calls) == 3:\n        scores[2] = float('nan')\n"
+        "    return scores\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("nan_once", None)
+    return "reward.fn=nan_once:fn"
+
+
+def test_a_reward_that_is_no_number_stops_the_run(
+    tmp_path: Path, reward: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, "reward=python", reward, "gold=none") == 1
+    output = capsys.readouterr()
+    assert "Traceback" not in output.err
+    for part in ("step 2", "row 2", "texts.jsonl", "on_nonfinite=skip"):
+        assert part in output.err, part
+    assert "not finite" in read_status(run)["error"]
+    assert [row["step"] for row in numbers(run)] == [0, 1]
+    folder = run / "nonfinite_step_000002"
+    reason = json.loads((folder / "reason.json").read_text())
+    assert reason["rows"] == [2]
+    assert reason["weights that are not finite"] == {"actor": 0, "critic": 0}
+    texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
+    assert [row["score"] is None for row in texts] == [i == 2 for i in range(8)]
+    assert load_file(folder / "batch.safetensors")["scores"].isnan().tolist() == [i == 2 for i in range(8)]
+    assert (folder / "config.yaml").exists()
+    assert train(run, "reward=python", reward, "gold=none", "resume=auto", "on_nonfinite=skip") == 0
+
+
+def test_skip_leaves_the_step_out_and_goes_on(tmp_path: Path, reward: str) -> None:
+    assert train(tmp_path / "run", "reward=python", reward, "gold=none", "on_nonfinite=skip") == 0
+    rows = numbers(tmp_path / "run")
+    assert [row.get("train/nonfinite") for row in rows] == [None, None, 1.0, None]
+    assert "train/score" in rows[3]
+
+
+def weights(bandit: Bandit) -> list[torch.Tensor]:
+    return [p.detach().clone() for model in (bandit.actor, bandit.critic.model) for p in model.parameters()]
+
+
+@pytest.mark.parametrize("what", ["actor", "critic"])
+def test_a_gradient_that_is_no_number_touches_no_weight(what: str) -> None:
+    bandit = Bandit("algo=ppo")
+    before = weights(bandit)
+    learner = bandit.learner if what == "actor" else bandit.critic
+    name, parameter = next(iter(learner.model.named_parameters()))
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFinite) as caught:
+        bandit.step(1)
+    assert caught.value.evidence["parameters"] == [name]
+    count = len(list(bandit.actor.parameters()))
+    own = slice(0, count) if what == "actor" else slice(count, None)
+    assert all(torch.equal(a, b) for a, b in zip(before[own], weights(bandit)[own], strict=True))
+
+
+def test_a_loss_that_is_no_number_touches_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    bandit = Bandit("algo=ppo")
+    before = weights(bandit)
+    actor_loss = type(bandit.algorithm).actor_loss
+
+    def none(*args, **options):
+        loss, metrics = actor_loss(*args, **options)
+        return loss * float("nan"), metrics
+
+    monkeypatch.setattr(type(bandit.algorithm), "actor_loss", none)
+    with pytest.raises(NonFinite, match="actor's loss"):
+        bandit.step(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(bandit), strict=True))
+
+
+def scarce(function, limit: int):
+    """`function(…, rollout)` for a device on which more than `limit` rows do not fit."""
+
+    def wrapped(model, rollout, *args, **options):
+        if len(rollout) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return function(model, rollout, *args, **options)
+
+    return wrapped
+
+
+def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = ["optim.micro_batch_size=4", "rollout.micro_batch_size=8"]
+    assert train(tmp_path / "a", *layout) == 0
+    for module in (loop, update):
+        monkeypatch.setattr(module, "read", scarce(module.read, 2))
+    monkeypatch.setattr(loop, "sample", scarce(loop.sample, 4))
+    capsys.readouterr()
+    assert train(tmp_path / "b", *layout) == 0
+    said = capsys.readouterr().out
+    assert said.count("out of memory in learning: 4 → 2 rows at a time; the result stays the same") == 1
+    assert said.count("out of memory in reading") == 1
+    for one, other in zip(numbers(tmp_path / "a"), numbers(tmp_path / "b"), strict=True):
+        assert other == pytest.approx(one, rel=2e-3, abs=2e-3)
+
+
+def test_out_of_memory_in_the_middle_of_a_minibatch_starts_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = Bandit("algo=ppo"), Bandit("algo=ppo")
+    expected = whole.step(1)
+    value_backward, calls = update._value_backward, []
+
+    def once(*args):
+        value_backward(*args)
+        calls.append(1)
+        if len(calls) == 2:  # the gradients of both models are there already
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(update, "_value_backward", once)
+    assert cut.step(1) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    for a, b in zip(weights(whole), weights(cut), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_one_row_that_does_not_fit_is_one_message() -> None:
+    def never(rows: int) -> None:
+        raise torch.OutOfMemoryError
+
+    memory = Memory(notify=lambda _: None)
+    with pytest.raises(RunFailed, match="with one row at a time"):
+        memory.fit("learning", 8, never)
+    assert not out_of_memory(RuntimeError("size mismatch"))
+    with pytest.raises(ZeroDivisionError):
+        memory.fit("learning", 8, lambda rows: rows // 0)
+
+
+def test_target_kl_ends_the_epochs_early() -> None:
+    free, held = Bandit("algo=ppo", "algo.epochs=8"), Bandit("algo=ppo", "algo.epochs=8", "algo.target_kl=0.01")
+    far = free.step(1)
+    near = held.step(1)
+    assert "train/updates" not in far
+    assert 1 <= near["train/updates"] < 16
+    assert near["train/approx_kl"] < far["train/approx_kl"]
+
+
+def test_a_sign_of_decay_is_said_once_when_it_has_lasted() -> None:
+    watch, said = guards.Guards(), []
+    for step in range(100):
+        dead = step < 50
+        metrics = {"train/explained_variance": -0.1 if dead else 0.4, "train/eos_rate": 0.0, "train/score": 0.5}
+        said += watch.warnings(metrics | {"train/zero_variance_groups": 1.0 if step % 10 else 0.9})
+    assert len(said) == 2
+    assert "critic" in said[0] + said[1]
+    assert "no response ends" in said[0] + said[1]
+    assert len(watch.warnings({"train/explained_variance": -1.0})) == 0
