@@ -6,11 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_cli.rl import head
 from rlhf_cli.rl.forward import response_logprobs, response_values
 from rlhf_cli.rl.head import token_logprobs
 from rlhf_cli.rl.packing import pack, packs, register
+from rlhf_cli.rl.quick import differentiable_twice, quicken
 from rlhf_cli.rl.randomness import permutation, uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
 from rlhf_cli.rl.sampling import draw, sample
@@ -138,7 +140,7 @@ def test_logprobs_and_entropies_of_the_head_with_gradient(
 @pytest.fixture(scope="module")
 def packing_model(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
     """The same weights, loaded as the project loads them."""
-    made = copy.deepcopy(model)
+    made = quicken(copy.deepcopy(model))
     made.set_attn_implementation(register())
     assert packs(made.get_decoder())
     assert not packs(model.get_decoder())
@@ -167,6 +169,36 @@ def test_packed_forward_is_the_padded_one_with_gradient(
         )
         for one, other in zip(had, wanted, strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_quick_layers_compute_what_transformers_do_with_gradient(
+    model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64, where no wrong formula hides behind rounding; inside `differentiable_twice` they are the same."""
+
+    def norm(self: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)  # its own casts to float32
+    plain = copy.deepcopy(model).double().requires_grad_(True)
+    plain.set_attn_implementation(register())
+    quick = quicken(copy.deepcopy(plain))
+    assert type(quick.get_decoder().layers[0]) is not type(plain.get_decoder().layers[0])
+    rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 3))
+    found = [response_logprobs(m, rollout, temperature=0.9)[0] for m in (plain, quick)]
+    torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=0)
+    weights = torch.randn(found[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    wanted, had = (
+        torch.autograd.grad((x * weights).sum(), list(m.parameters()))
+        for x, m in zip(found, (plain, quick), strict=True)
+    )
+    for one, other in zip(had, wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-9)
+    with torch.no_grad():
+        unrecorded = response_logprobs(quick, rollout, temperature=0.9)[0]
+    torch.testing.assert_close(unrecorded, found[0], atol=1e-12, rtol=0)
+    with differentiable_twice():
+        torch.testing.assert_close(response_logprobs(quick, rollout, temperature=0.9)[0], found[0], atol=0, rtol=0)
 
 
 def test_a_shared_prompt_is_packed_once_and_only_if_it_is_the_same(model: Qwen2ForCausalLM) -> None:

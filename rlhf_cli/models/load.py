@@ -13,6 +13,7 @@ import torch
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.rl.packing import register
+from rlhf_cli.rl.quick import quicken
 
 
 def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
@@ -145,7 +146,7 @@ def _without_dropout(model: Any) -> Any:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-    return model.eval()
+    return quicken(model.eval())
 
 
 def architecture(path: str) -> str:

@@ -16,6 +16,7 @@ from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.finite import NonFinite, check_finite
 from rlhf_cli.rl.forward import Reading, read, response_values
+from rlhf_cli.rl.quick import differentiable_twice
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
@@ -373,8 +374,8 @@ def token_mean_kl(settings: Pass, experience: Experience, model: Any, before: An
 def fisher_product(settings: Pass, experience: Experience, model: Any, before: Any, vector: Tensor) -> Tensor:
     """F · vector, F the Hessian of `token_mean_kl` in the model's trainable parameters (flat, [n] -> [n])."""
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # fused attention kernels have no second derivative
-    with sdpa_kernel(SDPBackend.MATH):
+    # fused attention kernels have no second derivative, nor have hand-written gradients
+    with sdpa_kernel(SDPBackend.MATH), differentiable_twice():
         products = (
             hessian_product(kl, parameters, vector) for kl in token_mean_kl(settings, experience, model, before)
         )

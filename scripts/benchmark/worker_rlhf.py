@@ -101,7 +101,7 @@ def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overri
         tokenizer=words,
         reference=load_actor(str(folder / "actor"), device=where.device, dtype=where.dtype).requires_grad_(False),
         critic=load_critic(str(folder / "actor"), device=where.device) if config.algo.needs_critic else None,
-        scorer=Scorer(lambda t: classifier.score(t.view("prefix_response"), "negative"), 0.0, 3, "token"),
+        scorer=Scorer({"roberta": lambda t: classifier.score(t.view("prefix_response"), "negative")}, {"roberta": 1.0}),
         train=PromptSet([words.decode(p) for p in prompts], ["neutral"] * len(prompts), prompts, PAD),
         test=PromptSet([], [], [], PAD),
         eos=(EOS,),

@@ -165,7 +165,7 @@ def ppo(
         total_episodes=SEQUENCES * 10**6,
         num_ppo_epochs=1,
         num_mini_batches=1,
-        local_rollout_forward_batch_size=micro,
+        local_rollout_forward_batch_size=SEQUENCES,  # the default; in pieces it is slower
         response_length=RESPONSE,
         stop_token=None if fixed else "eos",
         kl_coef=0.05,
@@ -199,7 +199,7 @@ def ppo(
         train_dataset=Dataset.from_dict({"input_ids": [ids[:PROMPT] for ids in prompts]}),
         eval_dataset=Dataset.from_dict({"input_ids": prompts[:1]}),
     )
-    force(policy, lengths, fixed, micro, talk)
+    force(policy, lengths, fixed, SEQUENCES, talk)
     rewards, forward = ppo_trainer.get_reward, ppo_trainer.forward
 
     def get_reward(model: Any, *args: Any) -> Any:
