@@ -99,7 +99,11 @@ def run(command: str, argv: list[str]) -> int:
 
 
 def sweep(argv: list[str]) -> int:
-    """`rlhf sweep …`: a multirun of train, or what was left of one."""
+    """`rlhf sweep …`: a multirun of train, what was left of one, or its definition for W&B."""
+    if argv[:1] == ["wandb"]:
+        from rlhf_cli.commands.sweep_wandb import write
+
+        return _answered(lambda: write(argv[1:]))
     places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
     if not places or places == ["auto"]:
         return run("train", argv if any(word.startswith("-") for word in argv) else ["--multirun", *argv])

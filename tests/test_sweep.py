@@ -234,6 +234,33 @@ def test_named_sweeps(name: str, key: str) -> None:
     assert len(jobs) == 10
 
 
+def test_a_definition_for_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    typed = ["scale=mini", "algo.beta=0.02,0.1", "reward=roberta_base,roberta_large", "seed=range(3)", "steps=5"]
+    assert dispatch(["sweep", "wandb", *typed]) == 0
+    made = yaml.safe_load(capsys.readouterr().out)
+    assert made["method"] == "grid"
+    assert made["metric"] == {"name": "val/score", "goal": "maximize"}
+    assert made["command"] == ["${env}", "rlhf", "train", "scale=mini", "steps=5", "${args_no_hyphens}"]
+    assert made["parameters"] == {
+        "algo.beta": {"values": [0.02, 0.1]},
+        "reward": {"values": ["roberta_base", "roberta_large"]},
+        "seed": {"values": [0, 1, 2]},
+    }
+    between = ["algo.beta=tag(log,interval(0.01,0.3))", "algo.lambda=0.9,1.0", f"out={tmp_path / 'sweep.yaml'}"]
+    assert dispatch(["sweep", "wandb", "scale=mini", *between]) == 0
+    made = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    assert made["method"] == "bayes"
+    assert made["parameters"]["algo.beta"] == {"distribution": "log_uniform_values", "min": 0.01, "max": 0.3}
+    capsys.readouterr()
+    assert dispatch(["sweep", "wandb", "scale=mini", "algo.beta=0.1"]) == 2
+    assert "nothing is swept" in capsys.readouterr().err
+    assert dispatch(["sweep", "wandb", "scale=mini", "algo.beta=0.1,-1"]) == 2
+    assert dispatch(["sweep", "wandb", "scale=mini", "experiment=sweep_beta"]) == 0
+    assert len(yaml.safe_load(capsys.readouterr().out)["parameters"]["algo.beta"]["values"]) == 5
+
+
 def test_params_of_an_experiment_are_swept_and_typed_ones_win(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(

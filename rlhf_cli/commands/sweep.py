@@ -24,14 +24,6 @@ from rlhf_cli.training.status import Interrupted, alive, here, mark_reported, re
 RECORD = "sweep.json"
 
 
-class Stopped(BaseException):
-    """A signal ends the whole sweep. Not an Exception: a launcher would take it for one job's failure."""
-
-    def __init__(self, signal: str) -> None:
-        super().__init__(signal)
-        self.signal = signal
-
-
 @dataclass(frozen=True)
 class Job:
     """What a launcher calls, in this process or in another, with the composed config of one job."""
@@ -69,8 +61,8 @@ class Job:
             if os.environ.get("SUBMITIT_EXECUTOR"):
                 os.kill(os.getpid(), signal.SIGUSR2)  # submitit puts the job back into the queue
             if self.in_process:
-                raise Stopped(stop.signal if isinstance(stop, Interrupted) else "SIGINT") from None
-            raise
+                raise  # out of the launcher: the whole sweep stops
+            raise RuntimeError(f"{type(stop).__name__}: {stop}") from None
         except UserError as error:
             print(f"job {folder.name} failed: {error}", file=sys.stderr, flush=True)
             mark_reported(error)
@@ -192,7 +184,7 @@ def run(plan: Plan, folder: Path) -> int:
             print(f"{len(plan.jobs) - len(numbers)} of {len(plan.jobs)} jobs stay as they are", flush=True)
         try:
             launch(plan, folder, numbers)
-        except Stopped as stop:
+        except Interrupted as stop:
             code = INTERRUPTED[stop.signal]
         except KeyboardInterrupt:
             code = 130

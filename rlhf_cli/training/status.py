@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; a checkpoint was saved."""
+class Interrupted(BaseException):
+    """A signal asked the run to stop; a checkpoint was saved, if there was anything to save.
+
+    Not an Exception: on its way up nobody may take it for a broken model file, nor a launcher for one job's failure.
+    """
 
     def __init__(self, signal: str) -> None:
         super().__init__(f"interrupted by {signal}")

@@ -1,0 +1,79 @@
+"""`rlhf sweep wandb …`: the sweep as a definition for W&B's own agents."""
+
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.compose import plan
+from rlhf_cli.config.errors import UserError
+
+
+def definition(overrides: list[str]) -> dict[str, Any]:
+    """A W&B sweep: grid over lists, bayes where an interval is among the parameters.
+
+    Every job of the grid is composed and checked first; raises UserError. Keys that are not swept go into the command.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import IntervalSweep
+
+    parser = OverridesParser.create()
+    parsed = parser.parse_overrides(overrides)
+    intervals = {o.key_or_group: o.value() for o in parsed if isinstance(o.value(), IntervalSweep)}
+    ends = [f"{o.key_or_group}={_ends(o.value())}" if o.key_or_group in intervals else o.input_line for o in parsed]
+    grid = plan("train", [str(o) for o in ends], multirun=True, config_dir=None)
+    values: dict[str, list[Any]] = {}
+    for job in grid.overrides:
+        for override in job:
+            key, _, value = override.partition("=")
+            values.setdefault(key, [])
+            if value not in values[key]:
+                values[key].append(value)
+    swept = {key: found for key, found in values.items() if len(found) > 1 or key in intervals}
+    if not swept:
+        raise UserError("nothing is swept: give a key several values, as algo.beta=0.02,0.1, or interval(0.01,0.3)")
+    fixed = [f"{key}={found[0]}" for key, found in values.items() if key not in swept]
+    engine = [o for o in grid.engine if not o.startswith(("hydra.sweep.", "hydra/launcher", "hydra.launcher"))]
+    return {
+        "project": grid.jobs[0].tracking.project,
+        "method": "bayes" if intervals else "grid",
+        "metric": {"name": grid.jobs[0].objective, "goal": "maximize"},
+        "program": "rlhf",
+        "command": ["${env}", "rlhf", "train", *engine, *fixed, "${args_no_hyphens}"],
+        "parameters": {
+            key: _between(intervals[key]) if key in intervals else {"values": [_plain(v) for v in found]}
+            for key, found in swept.items()
+        },
+    }
+
+
+def _ends(interval: Any) -> str:
+    return f"{interval.start},{interval.end}"
+
+
+def _between(interval: Any) -> dict[str, Any]:
+    kind = "log_uniform_values" if "log" in interval.tags else "uniform"
+    return {"distribution": kind, "min": interval.start, "max": interval.end}
+
+
+def _plain(text: str) -> Any:
+    """As YAML would read it, so that numbers are numbers."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text
+
+
+def write(overrides: list[str]) -> int:
+    """YAML to standard output, or to the file that `out=` names."""
+    import yaml
+
+    out = [word.partition("=")[2] for word in overrides if word.startswith("out=")]
+    text = yaml.safe_dump(definition([w for w in overrides if not w.startswith("out=")]), sort_keys=False)
+    if out:
+        Path(out[-1]).expanduser().write_text(text)
+        print(f"written: {out[-1]}; start it with: wandb sweep {out[-1]}")
+    else:
+        print(text, end="")
+    return 0
