@@ -33,6 +33,8 @@ def main() -> NoReturn:
 
 def dispatch(argv: list[str]) -> int:
     argv = _completing(argv)
+    if not _leads():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     match argv:
         case [] | ["--help" | "-h" | "help", *_]:
             print(usage())
@@ -90,11 +92,15 @@ def run(command: str, argv: list[str]) -> int:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(_hydra_message(error))
+    if _processes() > 1 and (command != "train" or args.multirun):
+        return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:
         return _sweep(planned, argv)
     resume = getattr(planned.jobs[0], "resume", None)
     if resume not in (None, "auto"):
         argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
+    elif not _leads():
+        argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process names the folder
     return _run(command, argv)
 
 
@@ -257,8 +263,19 @@ def _hydra_message(error: Exception) -> str:
 
 
 def _refuse(message: str) -> int:
-    print(f"rlhf: {message}", file=sys.stderr)
+    if _leads():
+        print(f"rlhf: {message}", file=sys.stderr)
     return 2
+
+
+def _processes() -> int:
+    """How many torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _leads() -> bool:
+    """Whether this is the process that speaks for all that torchrun started."""
+    return _processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def _completing(argv: list[str]) -> list[str]:

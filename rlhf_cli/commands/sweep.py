@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -52,7 +52,8 @@ class Job:
 
             torch.set_num_threads(self.threads)
         try:
-            with recorded(folder):
+            # a training run records itself, and its folder's lock says whose it is
+            with nullcontext() if self.command in ("train", "reward-train") else recorded(folder):
                 result = import_module(f"rlhf_cli.commands.{self.command.replace('-', '_')}").run(cfg)
             if not read_status(folder):
                 write_status(folder, "done", step=0, steps=0)

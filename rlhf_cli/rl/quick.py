@@ -115,7 +115,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def rotate(
-    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "B T 1 D"], sin: Float[Tensor, "B T 1 D"]
+    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "#B T 1 D"], sin: Float[Tensor, "#B T 1 D"]
 ) -> Float[Tensor, "B T heads D"]:
     """The rotary embedding: pairs (i, i + D/2) turned by an angle."""
     if not torch.is_grad_enabled():

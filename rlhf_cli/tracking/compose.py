@@ -42,7 +42,7 @@ class Trackers:
 
 
 def make_trackers(
-    kind: Literal["wandb", "offline", "none"],
+    kind: Literal["wandb", "offline", "none", "silent"],
     folder: Path,
     config: dict[str, Any],
     *,
@@ -59,6 +59,8 @@ def make_trackers(
     `resume_step` is the checkpoint's step that the run goes on from, None for a fresh run; `run_id` the W&B run
     that it continues. The W&B id for the next checkpoint is the result's `wandb_run_id`.
     """
+    if kind == "silent":  # of several processes only the first writes
+        return Trackers([], run_id)
     jsonl = JsonlTracker(folder, resume_step)
     console = ConsoleTracker(steps, start_step=resume_step or 0)
     if kind == "none":

@@ -5,7 +5,7 @@ from typing import Any
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.evaluation.hacking import text_panel
 from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
-from rlhf_cli.training.loop import look_back, roll_out
+from rlhf_cli.training.loop import look_back, roll_out, scored
 from rlhf_cli.training.setup import Lab
 
 SAMPLING_STEP = 0
@@ -22,7 +22,7 @@ def judge(lab: Lab, prompts: PromptSet) -> tuple[dict[str, float], list[dict[str
     finally:
         lab.critic = critic
     texts = lab.texts(rollout, prompts, chosen)
-    rewards = lab.scorer(texts)
+    rewards = scored(lab, texts)
     metrics = validation_metrics(seen.experience, texts, rewards, prompts.classes)
     metrics["val/entropy"] = seen.metrics["train/entropy"]
     metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}

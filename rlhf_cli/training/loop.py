@@ -22,6 +22,7 @@ from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
+from rlhf_cli.training import distributed
 from rlhf_cli.training.setup import Lab
 from rlhf_cli.training.state import State
 from rlhf_cli.training.update import Pass, lr_scale, update
@@ -130,7 +131,7 @@ def collect(lab: Lab, step: int, clock: Clock) -> tuple[Rollout, Texts, Rewards,
             rollout = roll_out(lab, prompts, step=step, micro_batch_size=config.rollout.micro_batch_size)
         with clock.phase("score"):
             texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(size)])
-            rewards = shaped(lab.scorer(texts), rollout, limit=config.rollout.max_response_length, algo=algo)
+            rewards = shaped(scored(lab, texts), rollout, limit=config.rollout.max_response_length, algo=algo)
         if algo.filter == "none":
             return rollout, texts, rewards, len(chosen)
         flat = constant_groups(rewards.reward, rollout.group.cpu())
@@ -150,6 +151,12 @@ FAR = 1_000_003
 """Steps apart, in which refills look for their prompts."""
 
 
+def scored(lab: Lab, texts: Texts) -> Rewards:
+    """Each process scores its share."""
+    mine = texts.select(torch.arange(len(texts.responses))[distributed.share(len(texts.responses))])
+    return Rewards.join(distributed.gather(distributed.all_or_none(lambda: lab.scorer(mine))))
+
+
 def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewards:
     """The rewards minus the soft punishment of overlong responses, where that is on."""
     if not algo.overlong_buffer:
@@ -160,19 +167,25 @@ def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewa
 
 
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
-    """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out."""
-    return lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
+    """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out; each process its
+    share."""
+    sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
+    if distributed.world() > 1:
+        gathered = distributed.gather(sampled.to(torch.device("cpu")))
+        sampled = concatenate(gathered, lab.pad).to(lab.compute.device)
+    return sampled.trimmed()
 
 
 def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int) -> Rollout:
     rollout = lab.config.rollout
     pieces = []
-    for at in range(0, len(prompts), micro_batch_size):
+    mine = distributed.share(len(prompts))
+    for at in range(mine.start, mine.stop, micro_batch_size):
         with lab.compute.autocast():
             pieces.append(
                 sample(
                     lab.actor,
-                    prompts.select(slice(at, at + micro_batch_size)).to(lab.compute.device),
+                    prompts.select(slice(at, min(at + micro_batch_size, mine.stop))).to(lab.compute.device),
                     eos_ids=lab.eos,
                     pad_id=lab.pad,
                     max_length=rollout.max_response_length,
@@ -182,7 +195,7 @@ def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int) -> R
                 )
             )
     names = ("prompts", "prompt_lengths", "responses", "lengths", "ended", "logprobs", "group")
-    return Rollout(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in names}).trimmed()
+    return Rollout(**{name: torch.cat([getattr(p, name) for p in pieces]) for name in names})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +224,9 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     head = lab.critic.score if isinstance(lab.critic, SharedCritic) else None
     reads = whole or algo.old_logprobs == "recompute" or wants_kl or head is not None
     old, reference, values, full_kl, entropy, mismatch = [], [], [], [], [], []
-    for at in range(0, len(rollout), size):
-        micro = rollout.select(slice(at, at + size)).trimmed()
+    mine = distributed.share(len(rollout))
+    for at in range(mine.start, mine.stop, size):
+        micro = rollout.select(slice(at, min(at + size, mine.stop))).trimmed()
         with lab.compute.autocast():
             ref, _ = response_logprobs(lab.reference, micro, temperature=temperature)
             value = ref * 0
@@ -250,14 +264,15 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     metrics = {}
     if reads:
         tokens = int(rollout.lengths.sum())
-        metrics["train/entropy"] = float(torch.stack(entropy).sum()) / tokens
-        metrics["train/logprob_mismatch"] = float(torch.stack(mismatch).max())
+        metrics["train/entropy"] = distributed.sums([float(torch.stack(entropy).sum())])[0] / tokens
+        metrics["train/logprob_mismatch"] = max(distributed.gather(float(torch.stack(mismatch).max())))
     return Hindsight(experience, stacked(full_kl, width) if full_kl else None, metrics)
 
 
 def stacked(pieces: list[Tensor], width: int) -> Float[Tensor, "B R"]:
-    """Rows of different widths, filled up with 0."""
-    return torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+    """Rows of different widths, filled up with 0; those of this process, then of all."""
+    mine = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
+    return distributed.rows(mine)
 
 
 def describe(experience: Experience, texts: Texts, rewards: Rewards) -> dict[str, float]:

@@ -14,6 +14,7 @@ from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.rl.finite import NonFinite
 from rlhf_cli.rl.rollout import Rollout
 from rlhf_cli.tracking.jsonl import as_line
+from rlhf_cli.training import distributed
 from rlhf_cli.training.judge import judge
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.setup import Lab
@@ -60,7 +61,9 @@ def settle(
     fault: NonFinite, lab: Lab, seen: dict[str, Any], step: int, folder: Path, say: Callable[[str], None]
 ) -> None:
     """Dump, say what to look at, and stop the run if it is to stop."""
-    place = dump(fault, lab, {**seen, **fault.evidence}, step, folder / f"nonfinite_step_{step:06d}")
+    place = folder / f"nonfinite_step_{step:06d}"
+    if distributed.is_first():
+        dump(fault, lab, {**seen, **fault.evidence}, step, place)
     advice = next((text for sign, text in ADVICE.items() if sign in fault.what), "batch.safetensors")
     text = f"step {step}: {fault}; the weights were not touched by it. Kept: {place}. Look at {advice}."
     if lab.config.on_nonfinite == "stop":

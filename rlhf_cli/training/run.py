@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import yaml
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
+from rlhf_cli.training import distributed
 from rlhf_cli.training.best import Best
 from rlhf_cli.training.checkpoint import (
     check_room,
@@ -73,8 +74,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
     """Train in `folder`; returns the last metrics. Raises what went wrong, after recording it in status.json."""
-    with begun(config, folder, steps=config.steps) as checkpoint, stop_on_signals() as stop:
+    with distributed.together(config.device), ExitStack() as stack:
+        _fits(config)
+        folder = distributed.first(lambda: folder)
+        checkpoint = distributed.first(lambda: stack.enter_context(begun(config, folder, steps=config.steps)))
+        stop = stack.enter_context(stop_on_signals())
         return _train(config, folder, checkpoint, group, stop)
+
+
+def _fits(config: Config) -> None:
+    """Raises UserError where a process would have nothing to do."""
+    count = distributed.world()
+    smallest = min(config.rollout.batch_size, config.val.prompts)
+    if count > smallest:
+        raise UserError(f"{count} processes for rollout.batch_size and val.prompts of {smallest}: start fewer")
 
 
 @contextmanager
@@ -174,13 +187,15 @@ def _train(
     if checkpoint:
         trainer, saved = load_trainer(checkpoint)
     start = int(saved["step"])
-    lab = make_lab(
-        config,
-        notify,
-        actor=str(checkpoint / "actor") if checkpoint else None,
-        critic=str(checkpoint / "critic") if checkpoint and config.algo.needs_critic else None,
-        reference=str(checkpoint / "reference") if checkpoint and config.algo.steps_per_iteration else None,
-        reward=str(checkpoint / "reward_model") if checkpoint and config.algo.retrain_epochs else None,
+    lab = distributed.first_then_the_rest(
+        lambda: make_lab(
+            config,
+            notify,
+            actor=str(checkpoint / "actor") if checkpoint else None,
+            critic=str(checkpoint / "critic") if checkpoint and config.algo.needs_critic else None,
+            reference=str(checkpoint / "reference") if checkpoint and config.algo.steps_per_iteration else None,
+            reward=str(checkpoint / "reward_model") if checkpoint and config.algo.retrain_epochs else None,
+        )
     )
     if checkpoint and lab.continual:
         lab.continual.restore(checkpoint)
@@ -190,9 +205,9 @@ def _train(
         _same_origin(saved, origin, notify)
         state.restore(trainer)
         notify(f"resumed at step {start} of {config.steps}")
-    check_room(folder, lab, start=start)
+    distributed.first(lambda: check_room(folder, lab, start=start))
     trackers = make_trackers(
-        config.tracking.name,
+        config.tracking.name if distributed.is_first() else "silent",
         folder,
         config.model_dump(by_alias=True),
         steps=config.steps,
@@ -203,15 +218,22 @@ def _train(
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
     )
-    watch, guards = HackingWatch.of(folder, config.stop.hacking_index), Guards()
+    watch = distributed.first(lambda: HackingWatch.of(folder, config.stop.hacking_index))
+    guards = Guards()
     outcome, metrics, step = "failed", {}, start
 
     best, wanted = Best.of(config.checkpoint, saved.get("best")), config.checkpoint
 
     def save(step: int) -> None:
+        if not distributed.is_first():
+            return
         extra = {"wandb_run_id": trackers.wandb_run_id, "best": best.known, **origin}
         best.name(save_checkpoint(folder, step, lab, state, extra))
         prune(folder, keep_last=wanted.keep_last, keep_every=wanted.keep_every, best=best.step)
+
+    def status(state: str, step: int) -> None:
+        if distributed.is_first():
+            write_status(folder, state, step=step, steps=config.steps)
 
     try:
         stop.at_once = False
@@ -226,7 +248,8 @@ def _train(
                 metrics |= judged | (watch.look(step, judged, rows) if rows else {})
                 trackers.samples(step, rows)
             trackers.log(step, metrics)
-            write_status(folder, "running", step=step, steps=config.steps)
+            status("running", step)
+            stop.signal = distributed.any_of(stop.signal)
             if validated and watch.onset == step:
                 trackers.alert(f"reward hacking from step {step}", account(metrics, folder))
             if config.stop.on_hacking and watch.onset is not None:
@@ -238,13 +261,13 @@ def _train(
                 save(step)
             if stop.signal and not last:
                 outcome = "interrupted"
-                write_status(folder, "interrupted", step=step, steps=config.steps)
+                status("interrupted", step)
                 trackers.message(f"stopped by {stop.signal} at step {step}; go on: rlhf train resume={folder}")
                 raise Interrupted(stop.signal)
         outcome = "done"
     finally:
         trackers.finish(outcome)
-    write_status(folder, "done", step=step, steps=config.steps)
+    status("done", step)
     notify(f"done: {folder}")
     return metrics
 
@@ -259,7 +282,8 @@ def environment(lab: Lab) -> dict[str, Any]:
     import torch
     import transformers
 
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions |= {"processes": distributed.world()}
     return {**versions, "threads": torch.get_num_threads(), "device": lab.compute.device.type}
 
 

@@ -23,6 +23,7 @@ from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.training import distributed
 from rlhf_cli.training.continual import Continual
 from rlhf_cli.training.pretraining import Pretraining
 
@@ -91,6 +92,8 @@ class Lab:
 
 def compute(config: Config) -> Compute:
     name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and distributed.world() > 1:
+        name = str(distributed.local_device())
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
     bf16 = config.precision == "bf16" or (

@@ -20,6 +20,7 @@ from rlhf_cli.rl.quick import differentiable_twice
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
+from rlhf_cli.training import distributed
 from rlhf_cli.training.setup import Compute
 
 
@@ -44,6 +45,7 @@ class Learner:
 
     def step(self, scale: float) -> float:
         """Clip, check, update at `scale` × the learning rate; returns the gradient norm before the clip."""
+        distributed.sum_gradients(self.parameters)
         norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
         if not torch.isfinite(norm):
             named = self.model.named_parameters()
@@ -108,8 +110,14 @@ class Pass:
     memory: Memory = field(default_factory=Memory)
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
-        for start in range(0, len(experience.rollout), self.micro_batch_size):
-            yield experience.select(slice(start, start + self.micro_batch_size))
+        """Of this process's share."""
+        mine = distributed.share(len(experience.rollout))
+        for start in range(mine.start, mine.stop, self.micro_batch_size):
+            yield experience.select(slice(start, min(start + self.micro_batch_size, mine.stop)))
+
+    def fit(self, gradients: Callable[[int], "Sums"]) -> "Sums":
+        """Gradients that fit this process's memory; NonFinite for all where it is so for one."""
+        return distributed.all_or_none(lambda: self.memory.fit("learning", self.micro_batch_size, gradients))
 
     def read(self, model: Any, micro: Experience, value_head: Any = None) -> Reading:
         wants_kl = self.algorithm.full_kl and self.algorithm.kl == "loss"
@@ -168,13 +176,13 @@ def update(
         if trust is None:
             before = sums
             gradients = partial(_actor_gradients, settings, minibatch, actor, critic, before, epoch, number)
-            sums = settings.memory.fit("learning", settings.micro_batch_size, gradients)
+            sums = settings.fit(gradients)
             if settings.target_kl is not None and sums.kl_since(before) > settings.target_kl:
                 sums = replace(sums, loss=before.loss, value_loss=before.value_loss)
                 actor.forget()
                 break
             if extra_loss is not None:
-                extra = extra_loss(epoch * minibatches + number)
+                extra = extra_loss(epoch * minibatches + number) / distributed.world()  # the same on each
                 _check("the pretraining loss is", extra)
                 extra.backward()
                 sums.extra_loss += float(extra.detach())
@@ -183,13 +191,13 @@ def update(
         # the critic after the actor: only one of them holds gradients at a time
         if isinstance(critic, Learner):
             gradients = partial(_critic_gradients, settings, minibatch, critic, sums)
-            sums = settings.memory.fit("learning", settings.micro_batch_size, gradients)
+            sums = settings.fit(gradients)
             critic.step(settings.lr)
         sums.updates += 1
     _train_mode(False, actor, critic)
     if settings.target_kl is not None:
         sums.extra["train/updates"] = float(sums.updates)
-    return sums.metrics(has_critic=critic is not None)
+    return sums.of_all().metrics(has_critic=critic is not None)
 
 
 def _minibatches(
@@ -247,7 +255,17 @@ class Sums:
 
     def kl_since(self, before: "Sums") -> float:
         """Nats a token between the policy that sampled and this one, on what was added since `before`."""
-        return (self.approx_kl - before.approx_kl) / max(1, self.tokens - before.tokens)
+        kl, tokens = distributed.sums((self.approx_kl - before.approx_kl, self.tokens - before.tokens))
+        return kl / max(1, tokens)
+
+    def of_all(self) -> "Sums":
+        """The sums over all processes."""
+        names = ("loss", "value_loss", "clipfrac", "approx_kl", "extra_loss", "tokens", "entropy", "seen")
+        for name, total in zip(names, distributed.sums(getattr(self, name) for name in names), strict=True):
+            setattr(self, name, total)
+        for name in ("ratio_max", "mismatch"):
+            setattr(self, name, max(distributed.gather(getattr(self, name))))
+        return self
 
     def metrics(self, *, has_critic: bool) -> dict[str, float]:
         steps, tokens = max(1, self.steps), max(1, self.tokens)
@@ -341,6 +359,7 @@ def trust_region_update(
         sums.first_pass(micro, reading, sampler=True)
         sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
         loss.backward()
+    distributed.sum_gradients(parameters)
     gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
     actor.optimizer.zero_grad(set_to_none=True)
     if not torch.isfinite(gradient).all():
@@ -350,7 +369,9 @@ def trust_region_update(
     def loss_and_kl() -> tuple[float, float]:
         batch = list(settings.micro_batches(experience))
         loss = sum(float(settings.actor_loss(m, settings.read(actor.model, m), total)[0]) for m in batch)
-        return loss, sum(map(float, token_mean_kl(settings, experience, actor.model, before)))
+        kl = sum(map(float, token_mean_kl(settings, experience, actor.model, before)))
+        loss, kl = distributed.sums((loss, kl))
+        return loss, kl
 
     sample = experience.select(slice(0, max(1, round(FISHER_SHARE * len(experience.rollout)))))
     fisher = partial(fisher_product, settings, sample, actor.model, before)
@@ -379,7 +400,7 @@ def fisher_product(settings: Pass, experience: Experience, model: Any, before: A
         products = (
             hessian_product(kl, parameters, vector) for kl in token_mean_kl(settings, experience, model, before)
         )
-        return sum(products, torch.zeros_like(vector))
+        return distributed.summed(sum(products, torch.zeros_like(vector)))
 
 
 def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
