@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
     "report": "one page of what runs show: rlhf report <folder> …",
     "models": "list the models; build the miniatures and say how good they are",
+    "doctor": "is this machine ready? what to fix",
 }
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
 

@@ -37,7 +37,9 @@ def test_every_option_composes(option: str) -> None:
 
 
 @pytest.mark.parametrize("scale", ["auto", "mini", "full"])
-@pytest.mark.parametrize("command", ["train", "eval", "sample", "data", "models", "reward-train", "probe", "compare"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "sample", "data", "models", "reward-train", "probe", "compare", "doctor"]
+)
 def test_every_command_composes_at_every_scale(command: str, scale: str) -> None:
     job = plan(command, [f"scale={scale}"], multirun=False, config_dir=None).jobs[0]
     assert job.scale in ("mini", "full")

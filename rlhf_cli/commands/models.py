@@ -28,16 +28,16 @@ def run(cfg: DictConfig) -> None:
 
 def _hub(config: object) -> None:
     """The four hub models and whether each is on this machine."""
-    from huggingface_hub import try_to_load_from_cache
     from omegaconf import OmegaConf
     from rich.console import Console
     from rich.table import Table
 
     from rlhf_cli.config.compose import CONF
+    from rlhf_cli.config.hub import on_this_machine
 
     table = Table("name", "hub id", "on this machine", title="models at scale=full")
     for file in sorted([*(CONF / "actor").glob("*.yaml"), *(CONF / "reward").glob("roberta_*.yaml")]):
         model = OmegaConf.load(file)
-        here = isinstance(try_to_load_from_cache(model.hub, "config.json"), str)
+        here = on_this_machine(model.hub)
         table.add_row(model.name, model.hub, "yes" if here else f"no: hf download {model.hub}")
     Console().print(table)

@@ -5,18 +5,14 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import random
 import re
-import socket
-import threading
-import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from rlhf_cli.config import hub
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
 
@@ -229,7 +225,9 @@ def _imdb_from_hub() -> dict[str, Any]:
 
     datasets.disable_progress_bars()
     offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = offline or not _reachable()  # then a copy in its own cache will do
+    datasets.config.HF_HUB_OFFLINE = (
+        offline or hub.obstacle(f"datasets/{IMDB}/resolve/main/README.md") is not None
+    )  # then a copy in its own cache will do
     try:
         return {name: datasets.load_dataset(IMDB, split=name) for name in ("train", "test")}
     except Exception as error:
@@ -241,27 +239,3 @@ def _imdb_from_hub() -> dict[str, Any]:
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = offline
-
-
-def _reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub, or the proxy on the way to it, takes a connection within `timeout` seconds."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    hub = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
-    proxy = urllib.request.getproxies().get(hub.scheme)
-    url = urlsplit(proxy if "://" in proxy else f"http://{proxy}") if proxy else hub
-    answered = threading.Event()
-
-    def connect() -> None:
-        try:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            socket.create_connection((url.hostname or "", port), timeout=timeout).close()
-            answered.set()
-        except (OSError, ValueError):
-            pass
-
-    # in a thread, since looking up a name heeds no timeout
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return answered.is_set()

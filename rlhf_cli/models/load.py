@@ -1,16 +1,14 @@
 """Loading actors, critics and classifiers from plain Hugging Face folders or the hub. Weights only, no remote code."""
 
 import json
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
+from rlhf_cli.config import hub
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.rl.packing import register
 from rlhf_cli.rl.quick import quicken
@@ -105,10 +103,10 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
         path = str(Path(path).expanduser())
     elif path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)")
-    elif not _hub_answers():
-        if not _cached(path):
+    elif (why := hub.obstacle(f"{path}/resolve/main/config.json")) is not None:
+        if not hub.on_this_machine(path):
             raise UserError(
-                f"{path} is not on this machine and the Hugging Face hub does not answer.\n"
+                f"{path} is not on this machine and the Hugging Face hub does not answer: {why}.\n"
                 f"  Fetch it where there is a network: hf download {path}\n"
                 "  or give a local folder (actor.path=, critic.path=, reward.path=),\n"
                 "  or use the miniatures: scale=mini"
@@ -119,24 +117,6 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
-
-
-def _cached(repo: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repo, "config.json"), str)
-
-
-def _hub_answers(timeout: float = 3.0) -> bool:
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = url.port or (80 if url.scheme == "http" else 443)
-    try:
-        with socket.create_connection((url.hostname or "", port), timeout=timeout):
-            return True
-    except OSError:
-        return False
 
 
 def _without_dropout(model: Any) -> Any:
