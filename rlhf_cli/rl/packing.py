@@ -26,6 +26,8 @@ class Packing:
     """Which packed token stands at each position of each rollout; anything after its end."""
     back: Int[Tensor, " N"]
     """Where in [B, T], flat, each packed token is."""
+    whole: bool
+    """There is no padding and nothing shared: `place` and `back` change nothing."""
     predictors: Int[Tensor, " M"]
     """The packed token from which each response token is predicted, in the order of `responses[mask]`."""
 
@@ -50,6 +52,7 @@ def pack(rollout: Rollout) -> Packing:
         positions=back % len(at),
         place=place,
         back=back,
+        whole=len(back) == place.numel(),
         predictors=place.gather(1, last)[rollout.mask],
     )
 
@@ -109,13 +112,15 @@ def attention(
 
     def unpacked(x: Tensor) -> Tensor:
         heads, size = x.shape[1], x.shape[3]
-        flat = x[0].transpose(0, 1).reshape(-1, heads * size).index_select(0, place)
+        flat = x[0].transpose(0, 1).reshape(-1, heads * size)
+        flat = flat if packing.whole else flat.index_select(0, place)
         return flat.view(rows, width, heads, size).transpose(1, 2)
 
     # causal is enough: padding comes after what is real
     q, k, v = unpacked(query), unpacked(key), unpacked(value)
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(1, 2).reshape(rows * width, *query.shape[1::2]).index_select(0, packing.back)[None], None
+    out = out.transpose(1, 2).reshape(rows * width, *query.shape[1::2])
+    return (out if packing.whole else out.index_select(0, packing.back))[None], None
 
 
 def register() -> str:

@@ -119,7 +119,7 @@ def rotate(
 ) -> Float[Tensor, "B T heads D"]:
     """The rotary embedding: pairs (i, i + D/2) turned by an angle."""
     if not torch.is_grad_enabled():
-        return _turned(x, cos, sin, 1)
+        return turned(x, cos, sin, 1)
     return _Rotate.apply(x, cos, sin)
 
 
@@ -127,16 +127,17 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1)
+        return turned(x, cos, sin, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(d, cos, sin, -1), None, None
+        return turned(d, cos, sin, -1), None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+def turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """`rotate` by sign times the angles, unrecorded."""
     half = x.shape[-1] // 2
     out = x * cos
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)

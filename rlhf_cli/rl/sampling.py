@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rlhf_cli.rl.decode import Decoder, decodes
 from rlhf_cli.rl.packing import packs
 from rlhf_cli.rl.randomness import uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
@@ -40,19 +41,11 @@ def sample(
     real = columns >= width - prompts.lengths[:, None]
     padded = bool((prompts.lengths < width).any())
     # the prompts, each once; then one token a row and a step
-    tokens, reading, rows = prompts.ids[first], real[first, :width], torch.arange(count, device=device)
-    positions = (reading.long().cumsum(1) - 1).clamp(min=0)
+    states = prefill(trunk, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
+    rows = torch.arange(count, device=device)
+    decoder = Decoder(trunk, cache) if decodes(trunk) else None
     for at in range(max_length):
-        output = trunk(
-            input_ids=tokens,
-            attention_mask=mask_for(trunk, reading, queries=tokens.shape[1], padded=padded),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = head(output.last_hidden_state[:, -1]).float()
-        if not at:
-            logits = logits[owner]
+        logits = head(states).float()
         if temperature != 1:
             logits = logits / temperature
         token, logprob = draw(logits, uniforms(seed, step, prompts.index[rows], at))
@@ -67,8 +60,14 @@ def sample(
             for x in (rows, token, real):
                 x[holes] = x[movers]
             rows, token, real = rows[:left], token[:left], real[:left]
-        tokens, reading = token[:, None], real[:, : width + at + 1]
-        positions = prompts.lengths[rows, None] + at
+        if at + 1 == max_length:
+            break
+        seen, positions = real[:, : width + at + 1], prompts.lengths[rows, None] + at
+        if decoder:
+            states = decoder.step(token, positions, seen[:, None, None] if padded else None)
+        else:
+            mask = mask_for(trunk, seen, queries=1, padded=padded)
+            states = forward(trunk, cache, token[:, None], mask, positions)
     return Rollout(
         prompts=prompts.ids,
         prompt_lengths=prompts.lengths,
@@ -78,6 +77,20 @@ def sample(
         logprobs=logprobs,
         group=prompts.group,
     )
+
+
+def prefill(
+    trunk: Any, cache: Any, ids: Int[Tensor, "U P"], real: Bool[Tensor, "U P"], *, padded: bool
+) -> Float[Tensor, "U H"]:
+    """Fill the cache with prompts; their last hidden states."""
+    positions = (real.long().cumsum(1) - 1).clamp(min=0)
+    return forward(trunk, cache, ids, mask_for(trunk, real, queries=ids.shape[1], padded=padded), positions)
+
+
+def forward(trunk: Any, cache: Any, ids: Int[Tensor, "B Q"], mask: Any, positions: Int[Tensor, "B Q"]) -> Tensor:
+    """Last hidden states of the last of the tokens, through transformers: [B, H]."""
+    output = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    return output.last_hidden_state[:, -1]
 
 
 def distinct_prompts(prompts: Prompts) -> tuple[Int[Tensor, " U"], Int[Tensor, " B"]]:

@@ -1,0 +1,90 @@
+"""One more token for every row, on the CPU: Qwen2's layers without what a single token does not need.
+
+Queries, keys and values come from one product, gate and up from another; the cache is laid out once and a row that is
+done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and other families; those decode through
+transformers, in `sampling`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding, scaled_dot_product_attention
+
+from rlhf_cli.rl.packing import packs
+from rlhf_cli.rl.quick import rms_norm, turned
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One layer's, transposed for `addmm`."""
+
+    norm: Tensor
+    qkv: Float[Tensor, "H qkv"]
+    bias: Float[Tensor, " qkv"]
+    out: Tensor
+    next_norm: Tensor
+    gate_up: Float[Tensor, "H twice"]
+    down: Tensor
+
+
+def decodes(trunk: Any) -> bool:
+    """Whether `Decoder` knows this model here."""
+    weight = trunk.embed_tokens.weight if packs(trunk) else None
+    return (
+        weight is not None
+        and type(weight) is torch.nn.Parameter  # not a shard of one
+        and trunk.config.model_type == "qwen2"
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class Decoder:
+    """Made anew for every rollout: it copies the weights into the form that it wants."""
+
+    def __init__(self, trunk: Any, cache: Any) -> None:
+        self.trunk, self.cache = trunk, cache
+        inner = trunk.layers[0].self_attn
+        self.size, self.groups = inner.head_dim, inner.num_key_value_groups
+        self.kv_heads = trunk.config.num_key_value_heads
+        self.heads, self.scale = self.kv_heads * self.groups, inner.scaling
+        self.epsilon = trunk.config.rms_norm_eps
+        self.layers = [_weights(layer) for layer in trunk.layers]
+
+    def step(
+        self, tokens: Int[Tensor, " B"], positions: Int[Tensor, "B 1"], mask: Bool[Tensor, "B 1 1 T"] | None
+    ) -> Float[Tensor, "B H"]:
+        """The last hidden states of the rows' newest tokens, whose keys and values go into the cache."""
+        x = embedding(tokens, self.trunk.embed_tokens.weight)
+        cos, sin = self.trunk.rotary_emb(x, positions)
+        both, count = self.heads + self.kv_heads, len(x)
+        for weights, stored in zip(self.layers, self.cache.layers, strict=True):
+            h = rms_norm(x, weights.norm, self.epsilon)
+            qkv = torch.addmm(weights.bias, h, weights.qkv).view(count, -1, self.size)
+            turn = turned(qkv[:, :both], cos, sin, 1)
+            keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
+            query = turn[:, : self.heads].view(count, self.kv_heads, self.groups, self.size)
+            out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
+            x = torch.addmm(x, out.reshape(count, -1), weights.out)
+            h = torch.mm(rms_norm(x, weights.next_norm, self.epsilon), weights.gate_up)
+            gate, up = h.chunk(2, dim=1)
+            x = torch.addmm(x, torch.nn.functional.silu(gate).mul_(up), weights.down)
+        return rms_norm(x, self.trunk.norm.weight, self.epsilon)
+
+
+def _weights(layer: Any) -> Weights:
+    inner, mlp = layer.self_attn, layer.mlp
+    parts = (inner.q_proj, inner.k_proj, inner.v_proj)
+    return Weights(
+        norm=layer.input_layernorm.weight,
+        qkv=torch.cat([p.weight for p in parts]).T,
+        bias=torch.cat([p.bias for p in parts]),
+        out=inner.o_proj.weight.T,
+        next_norm=layer.post_attention_layernorm.weight,
+        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).T,
+        down=mlp.down_proj.weight.T,
+    )
