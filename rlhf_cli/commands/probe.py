@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     def notify(text: str) -> None:
         print(text, flush=True)
 
-    texts, known = gather(config)
+    texts, known, prefixes = gather(config)
     notify(f"scale={config.scale}: {len(texts)} texts under {', '.join(config.probe.models)}")
     models: dict[str, Any] = {}
     for name in config.probe.models:
@@ -39,7 +39,7 @@ def run(cfg: DictConfig) -> None:
         judge = Classifier(path, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype)
         columns = [class_index(judge.model, label) for label in SENTIMENTS]
         models[name] = lambda batch, judge=judge, columns=columns: judge.probabilities(batch)[:, columns]
-    readings = probe(texts, known, models, system=config.prompt.system or "")
+    readings = probe(texts, known, models, system=config.prompt.system or "", prefixes=prefixes)
     table = rates(readings)
     why = {name: explained(judge, texts[:SHOWN]) for name, judge in models.items()}
     folder = Path(hydra.runtime.output_dir)
@@ -49,25 +49,27 @@ def run(cfg: DictConfig) -> None:
     notify(f"written: {folder / 'probe.json'}")
 
 
-def gather(config: Any) -> tuple[list[str], list[str | None]]:
-    """(texts, their known labels): typed ones, a file's, a run's samples; else the example and reviews."""
+def gather(config: Any) -> tuple[list[str], list[str | None], list[str] | None]:
+    """(texts, their known labels, what they continue): typed, a run's samples, a file's; else example and reviews."""
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.sources import load_reviews
     from rlhf_cli.evaluation.probe import EXAMPLE
-    from rlhf_cli.rewards.scorer import joined
     from rlhf_cli.tracking.jsonl import read_jsonl
 
     wanted = config.probe
     if wanted.texts:
-        return list(wanted.texts), [None] * len(wanted.texts)
+        return list(wanted.texts), [None] * len(wanted.texts), None
     if wanted.run:
         path = Path(wanted.run).expanduser() / "samples.jsonl"
         if not path.is_file():
             raise UserError(f"probe.run={wanted.run}: no samples.jsonl is there (give a run's folder)")
-        texts = [joined(row["prefix"], row["response"]) for row in read_jsonl(path)]
-        return texts, [None] * len(texts)
+        rows = read_jsonl(path)
+        if not rows:
+            raise UserError(f"probe.run={wanted.run}: the run has not validated yet, so it has no samples")
+        last = [row for row in rows if row["step"] == rows[-1]["step"]]
+        return [row["response"] for row in last], [None] * len(last), [row["prefix"] for row in last]
     reviews = load_reviews(wanted.file or config.data.source, seed=config.seed + 1, limit=wanted.reviews)
-    return [EXAMPLE, *(r.text for r in reviews)], ["negative", *(r.label for r in reviews)]
+    return [EXAMPLE, *(r.text for r in reviews)], ["negative", *(r.label for r in reviews)], None
 
 
 def explained(judge: Any, texts: list[str]) -> list[Any]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.data.reviews import SENTIMENTS
+from rlhf_cli.rewards.scorer import joined
 
 EXAMPLE = (
     "The first hour had me smiling: a lovely cast, a warm score, jokes that land. I was ready to recommend it to "
@@ -37,7 +38,7 @@ class Reading:
 def wrapped(text: str, wrapping: str, system: str) -> str:
     """The text as a reward model would see it, role words kept and special tokens dropped."""
     match wrapping:
-        case "bare":
+        case "bare" | "prefix":
             return text
         case "system":
             return f"{system}\n{text}"
@@ -52,13 +53,20 @@ def probe(
     models: dict[str, Callable[[list[str]], Float[Tensor, "N 3"]]],
     *,
     system: str,
+    prefixes: list[str] | None = None,
 ) -> list[Reading]:
-    """Every model's reading of every text in every wrapping; a model gives probabilities in the order of SENTIMENTS."""
+    """Every model's reading of every text in every wrapping; a model gives probabilities in the order of SENTIMENTS.
+
+    `prefixes`: what the texts continue. They are then read bare without it, and with it in every other wrapping.
+    """
     readings = []
+    whole = [joined(p, t) for p, t in zip(prefixes, texts, strict=True)] if prefixes else texts
+    wrappings = ("bare", "prefix", *WRAPPINGS[1:]) if prefixes else WRAPPINGS
     for name, judge in models.items():
         bare: list[str] = []
-        for wrapping in WRAPPINGS:
-            rows = judge([wrapped(text, wrapping, system) for text in texts]).tolist()
+        for wrapping in wrappings:
+            material = texts if wrapping == "bare" else whole
+            rows = judge([wrapped(text, wrapping, system) for text in material]).tolist()
             labels = [SENTIMENTS[max(range(3), key=row.__getitem__)] for row in rows]
             bare = bare or list(labels)
             readings += [
