@@ -2,9 +2,9 @@
 
     python scripts/hacking.py --out outputs/hacking --table outputs/hacking/table.md
 
-Both settings have a loose leash (algo.beta=0.003) and a reward that reads the whole chat. `weak`: the weaker classifier.
-`cured`: the sturdier one and an n-gram penalty. The index and its threshold were fixed on seeds 0 to 2; the rest are the
-test. A run that is done is not run again.
+Both settings have a loose leash (algo.beta=0.003) and a reward that reads the whole chat. `weak`: the weaker
+classifier. `cured`: the sturdier one and an n-gram penalty. The index and its threshold were fixed on seeds 0 to 2; the
+rest are the test. A run that is done is not run again.
 """
 
 import argparse
