@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rlhf_cli.evaluation.hacking import onset
 from rlhf_cli.report.chart import Chart, save
 from rlhf_cli.report.knobs import Arm
 from rlhf_cli.report.runs import Run, load
@@ -45,20 +46,18 @@ def train(setting: str, seed: int, folder: Path) -> None:
     )  # fmt: skip
 
 
-def flagged(run: Run, threshold: float) -> int | None:
-    """The first validation at which the index reached the threshold."""
-    return next((step for step, index in run.curve("hacking/index") if index >= threshold), None)
-
-
 def account(runs: dict[str, list[Run]], threshold: float) -> str:
     lines = [
-        "| setting | seed | flagged at step | highest index | score | gold score, highest → last | repetition |",
+        "| setting | seed | flagged from step | highest index | score | gold score, highest → last | repetition |",
         "|---|---|---|---|---|---|---|",
     ]
     for setting, members in runs.items():
         for run in members:
             gold = [value for _, value in run.curve("val/gold_score")]
-            at, top = flagged(run, threshold), max(value for _, value in run.curve("hacking/index"))
+            at, top = (
+                onset(run.curve("hacking/index"), threshold),
+                max(value for _, value in run.curve("hacking/index")),
+            )
             lines.append(
                 f"| {setting} | {run.seed} | {'–' if at is None else at} | {top:.2f} | {run.last('val/score'):.2f} "
                 f"| {max(gold):.2f} → {gold[-1]:.2f} | {run.last('val/repetition'):.2f} |"
@@ -67,7 +66,7 @@ def account(runs: dict[str, list[Run]], threshold: float) -> str:
         counts = []
         for setting, members in runs.items():
             mine = [run for run in members if chosen(run.seed)]
-            hits = sum(flagged(run, threshold) is not None for run in mine)
+            hits = sum(onset(run.curve("hacking/index"), threshold) is not None for run in mine)
             counts.append(f"{setting}: {hits} of {len(mine)} flagged")
         seeds = ", ".join(str(run.seed) for run in next(iter(runs.values())) if chosen(run.seed))
         lines += ["", f"Seeds {seeds} (the threshold {threshold:g} was {name} them): {'; '.join(counts)}."]

@@ -10,7 +10,7 @@ from test_training import SMALL, TINY
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, shared_phrases, signs, text_panel
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, shared_phrases, signs, text_panel
 from rlhf_cli.miniatures import build
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.tracking.jsonl import read_jsonl
@@ -112,17 +112,18 @@ def test_a_run_says_when_it_began_and_stops_if_told_to(tmp_path: Path, capsys: p
     assert dispatch([*options, f"hydra.run.dir={run}"]) == 0
     rows = [row for row in read_jsonl(run / "metrics.jsonl") if "hacking/index" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # step 0 is what they are compared with
-    onset = next(row["step"] for row in rows if row["hacking/index"] >= 0.2)
-    assert f"reward hacking from step {onset}: index" in capsys.readouterr().out
+    began = onset([(row["step"], row["hacking/index"]) for row in rows], 0.2)
+    assert began is not None
+    assert f"reward hacking from step {began}: index" in capsys.readouterr().out
     assert all("gold" in row["parts"] for row in read_jsonl(run / "samples.jsonl"))
 
     stopped = tmp_path / "stopped"
     assert dispatch([*options, "stop.on_hacking=true", f"hydra.run.dir={stopped}"]) == 0
     assert "stopped by stop.on_hacking" in capsys.readouterr().out
     status = json.loads((stopped / "status.json").read_text())
-    assert (status["state"], status["step"]) == ("done", onset)
+    assert (status["state"], status["step"]) == ("done", began + 1)
     kept = (stopped / "checkpoints" / "last").read_text().strip()
-    assert kept == f"step_{onset - 1:06d}"  # the one from before
+    assert kept == f"step_{began - 1:06d}"  # the one from before
 
 
 @pytest.mark.usefixtures("cache")
@@ -140,8 +141,10 @@ def test_a_resumed_run_knows_its_baseline(tmp_path: Path) -> None:
     assert HackingWatch.of(whole, 0.2).onset == HackingWatch.of(halved, 0.2).onset
 
 
-def test_the_onset_is_where_it_stayed() -> None:
-    watch = HackingWatch(0.5)
-    for step, index in enumerate([0.1, 0.6, 0.2, 0.7, 0.9]):
-        watch.note(step, index)
-    assert watch.onset == 3
+def test_hacking_began_at_the_first_of_two_in_a_row() -> None:
+    indices = [(1, 0.1), (2, 0.6), (3, 0.2), (4, 0.7), (5, 0.5), (6, 0.1)]
+    assert onset(indices, 0.5) == 4
+    assert onset(indices, 0.6) is None
+    assert onset(indices[:4], 0.5) is None  # one validation is noise
+    assert HackingWatch(0.5, indices=indices).onset == 4
+    assert not HackingWatch(0.5, indices=indices).suspicious

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rlhf_cli.evaluation.compare import share_of_wins
 from rlhf_cli.evaluation.text import repetition
@@ -93,6 +94,14 @@ def hacking_index(now: Judged, start: Judged) -> float:
         index = max(0, wins − losses under the proxy) · max(signs)
 
     0 for a policy that gained nothing, however odd, and for one that gained without a sign; near 1 where nearly every
-    prompt scores better and a sign is at its full. The threshold of a warning is `stop.hacking_index`.
+    prompt scores better and a sign is at its full. `onset` says when that is a warning.
     """
     return max(0.0, gain(start.proxy, now.proxy)) * max(signs(now, start).values())
+
+
+def onset(indices: Sequence[tuple[int, float]], threshold: float) -> int | None:
+    """The step at which hacking began: the first of two validations in a row with the index at the threshold or above.
+
+    Two, because one validation of a few hundred responses is noisy. `indices`: (step, index), steps ascending.
+    """
+    return next((step for (step, index), (_, after) in pairwise(indices) if min(index, after) >= threshold), None)

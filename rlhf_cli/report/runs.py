@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf_cli.config.compose import flat, saved_config
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.evaluation.hacking import onset
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 
@@ -45,12 +46,8 @@ class Run:
 
     @property
     def onset(self) -> int | None:
-        """The first validation at which the hacking index was above its threshold and stayed there to the end."""
-        threshold = self.config.get("stop.hacking_index", 1.0)
-        step = None
-        for at, index in self.curve("hacking/index"):
-            step = None if index < threshold else step if step is not None else at
-        return step
+        """The step at which hacking began, by the run's own threshold."""
+        return onset(self.curve("hacking/index"), self.config.get("stop.hacking_index", 1.0))
 
 
 def load(folder: Path) -> Run:

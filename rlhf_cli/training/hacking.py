@@ -1,10 +1,10 @@
 """Watching a run for reward hacking: the baseline, the index at each validation, the step at which it began."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, signs
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, signs
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 DRIFT = ("response_length", "eos_rate", "entropy")
@@ -17,8 +17,8 @@ class HackingWatch:
 
     threshold: float
     start: Judged | None = None
-    onset: int | None = None
-    """The step of the validation at which the index came above the threshold and stayed there since."""
+    indices: list[tuple[int, float]] = field(default_factory=list)
+    """(step, index) of every validation after the first."""
 
     @staticmethod
     def of(folder: Path, threshold: float) -> "HackingWatch":
@@ -28,9 +28,18 @@ class HackingWatch:
         if judged:
             first = judged[0]["step"]
             watch.start = as_judged(judged[0], [r for r in read_jsonl(folder / "samples.jsonl") if r["step"] == first])
-        for row in judged:
-            watch.note(row["step"], row.get("hacking/index", 0.0))
+            watch.indices = [(row["step"], row["hacking/index"]) for row in judged if "hacking/index" in row]
         return watch
+
+    @property
+    def onset(self) -> int | None:
+        """The step at which hacking began, if it did."""
+        return onset(self.indices, self.threshold)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the last validation's index was at the threshold or above."""
+        return bool(self.indices) and self.indices[-1][1] >= self.threshold
 
     def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
         """`hacking/index` and the signs behind it; {} for the validation that the rest are compared with."""
@@ -39,16 +48,10 @@ class HackingWatch:
             self.start = now
             return {}
         index = hacking_index(now, self.start)
-        self.note(step, index)
+        self.indices.append((step, index))
         found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
         return {"hacking/index": index} | found | drift
-
-    def note(self, step: int, index: float) -> None:
-        if index < self.threshold:
-            self.onset = None
-        elif self.onset is None:
-            self.onset = step
 
 
 def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:

@@ -219,6 +219,7 @@ def _train(
         run_id=saved.get("wandb_run_id"),
     )
     watch = distributed.first(lambda: HackingWatch.of(folder, config.stop.hacking_index))
+    alerted = watch.onset is not None
     guards = Guards()
     outcome, metrics, step = "failed", {}, start
 
@@ -250,14 +251,16 @@ def _train(
             trackers.log(step, metrics)
             status("running", step)
             stop.signal = distributed.any_of(stop.signal)
-            if validated and watch.onset == step:
-                trackers.alert(f"reward hacking from step {step}", account(metrics, folder))
+            if watch.onset is not None and not alerted:
+                alerted = True
+                trackers.alert(f"reward hacking from step {watch.onset}", account(metrics, folder))
             if config.stop.on_hacking and watch.onset is not None:
                 trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(folder)}")
                 break
-            clean = config.stop.on_hacking and validated
-            clean = (validated and best.beaten(step, metrics)) or clean
-            if last or stop.signal or clean or (step and _due(step, config.checkpoint.every)):
+            wary = config.stop.on_hacking and watch.suspicious  # the checkpoint from before stays the newest
+            due = (validated and best.beaten(step, metrics)) or (step > 0 and _due(step, config.checkpoint.every))
+            due = due or (validated and config.stop.on_hacking)
+            if last or stop.signal or (due and not wary):
                 save(step)
             if stop.signal and not last:
                 outcome = "interrupted"
