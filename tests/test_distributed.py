@@ -88,6 +88,23 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path, algo: list[str]) 
     same(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.parametrize(
+    "more", [["algo=ppo"], ["algo=grpo", "algo.group_size=4", "optim.gradient_checkpointing=true"]]
+)
+def test_split_models_give_the_numbers_of_whole_ones(tmp_path: Path, more: list[str]) -> None:
+    argv = ["train", *SMALL, "optim.schedule=constant", *more]
+    assert dispatch([*argv, f"hydra.run.dir={tmp_path / 'one'}"]) == 0
+    assert on_two(*argv, "shard=true", "steps=2", f"hydra.run.dir={tmp_path / 'two'}") == [0, 0]
+    assert dispatch(["train", f"resume={tmp_path / 'two'}", "steps=3", "shard=false"]) == 0
+    same(tmp_path / "one", tmp_path / "two")
+    assert on_two("train", f"resume={tmp_path / 'one'}", "steps=4", "shard=true") == [0, 0]
+    assert dispatch([*argv, "steps=4", f"hydra.run.dir={tmp_path / 'longer'}"]) == 0
+    keys = numbers(tmp_path / "longer")[4].keys()
+    assert {k: numbers(tmp_path / "one")[4][k] for k in keys} == pytest.approx(
+        numbers(tmp_path / "longer")[4], rel=1e-3, abs=1e-4
+    )
+
+
 def test_checkpoints_of_two_resume_on_one_and_the_other_way_round(tmp_path: Path) -> None:
     whole, back, forth = (tmp_path / name for name in ("whole", "back", "forth"))
     assert dispatch(["train", *SMALL, f"hydra.run.dir={whole}"]) == 0

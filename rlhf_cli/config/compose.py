@@ -27,7 +27,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 """In a wheel `conf` lies in the package; in a checkout, beside it."""
 
 CHANGEABLE_ON_RESUME = (
-    "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "fail_fast",
+    "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "fail_fast", "shard",
     "on_nonfinite",
 )  # fmt: skip
 

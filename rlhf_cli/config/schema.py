@@ -291,6 +291,7 @@ class Config(Section):
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
     fail_fast: bool
+    shard: bool
     on_nonfinite: Literal["stop", "skip"]
     actor: Model
     critic: Model
@@ -322,6 +323,8 @@ class Config(Section):
                 f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
                 f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
+        if self.shard and (algo.update == "trust_region" or self.critic.name == "shared"):
+            raise ValueError("shard=true needs algo.update=gradient and a critic of its own (not critic=shared)")
         if algo.update == "trust_region" and self.critic.name == "shared":
             raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
         if algo.iterations is not None and self.steps != algo.iterations * algo.steps_per_iteration:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.training import distributed
 from rlhf_cli.training.setup import Lab
 from rlhf_cli.training.state import State
 from rlhf_cli.training.status import write_atomic
@@ -25,12 +26,16 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     Where that fails nothing of it is left, and the checkpoints before it are as they were.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
+    trainer = state.trainer()  # of split models every process has a part
+    weights = [distributed.whole_weights(model) for model in (lab.actor, lab.critic, lab.reference)]
+    if not distributed.is_first():
+        return folder
     temporary = folder.with_name(f".tmp_{folder.name}")
     for left_by_a_killed_run in folder.parent.glob(".tmp_*"):
         shutil.rmtree(left_by_a_killed_run)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, step, lab, state, extra)
+        _write(temporary, step, lab, trainer, weights, extra)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         _sync(folder.parent)
@@ -41,16 +46,24 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     return folder
 
 
-def _write(temporary: Path, step: int, lab: Lab, state: State, extra: dict[str, Any]) -> None:
-    lab.actor.save_pretrained(temporary / "actor")
+def _write(
+    temporary: Path,
+    step: int,
+    lab: Lab,
+    trainer: dict[str, Any],
+    weights: list[dict[str, Any]],
+    extra: dict[str, Any],
+) -> None:
+    actor, critic, reference = weights
+    lab.actor.save_pretrained(temporary / "actor", **actor)
     lab.tokenizer.save_pretrained(temporary / "actor")
     if lab.critic is not None:
-        lab.critic.save_pretrained(temporary / "critic")
+        lab.critic.save_pretrained(temporary / "critic", **critic)
     if lab.config.algo.steps_per_iteration:
-        lab.reference.save_pretrained(temporary / "reference")
+        lab.reference.save_pretrained(temporary / "reference", **reference)
     if lab.continual:
         lab.continual.save(temporary)
-    torch.save(state.trainer(), temporary / "trainer.pt")
+    torch.save(trainer, temporary / "trainer.pt")
     (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(temporary)): _identity(path) for path in files}

@@ -4,7 +4,11 @@ Every process holds the whole batch as a record, and samples, scores, reads and 
 is summed over rows is summed over processes; what is decided is decided by the first. Random numbers hang on the
 rollout's index, so the tokens are those of one process. With one process everything here does nothing.
 
-Left out: pipeline and tensor parallelism: the models of these studies fit one GPU.
+With `shard=true` the decoder layers' weights, gradients and optimizer states are split over the processes (FSDP2); the
+embedding, the last norm and the head stay whole, since losses use the head's weight by itself. To sample, the layers
+are put together, because processes decode for different lengths; to learn, one layer at a time is.
+
+Left out: pipeline and tensor parallelism. The models of these studies fit one GPU, or some with `shard=true`.
 """
 
 import os
@@ -16,6 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.rl.finite import NonFinite
@@ -101,10 +108,101 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     if world() == 1:
         return
     for parameter in parameters:
-        if parameter.requires_grad:
+        if parameter.requires_grad and not isinstance(parameter, DTensor):  # FSDP summed those already
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together, split or whole."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    split = [g.to_local() for g in gradients if isinstance(g, DTensor)]
+    whole = torch.nn.utils.get_total_norm([g for g in gradients if not isinstance(g, DTensor)])
+    if not split:
+        return whole
+    return torch.sqrt(whole.square() + summed(torch.nn.utils.get_total_norm(split).square()))
+
+
+def clip_gradients(parameters: list[Any], limit: float, norm: Tensor) -> None:
+    """Scale all gradients so that their norm is `limit` at most."""
+    if not any(isinstance(p, DTensor) for p in parameters):
+        return torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    scale = (limit / (norm + 1e-6)).clamp(max=1.0)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            local(parameter.grad).mul_(scale)
+    return None
+
+
+def whole_weights(model: Any) -> dict[str, Any]:
+    """What `save_pretrained` needs to save a split model: {"state_dict": …}; nothing for others. Everyone must ask."""
+    return {"state_dict": whole(model.state_dict())} if is_split(model) else {}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's piece of a split tensor; a whole one is itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(value: Any) -> Any:
+    """`value`, a tree of dictionaries, lists and tensors, with every split tensor put together. Everyone must ask."""
+    match value:
+        case DTensor():
+            return value.full_tensor()
+        case dict():
+            return {key: whole(item) for key, item in value.items()}
+        case list():
+            return [whole(item) for item in value]
+    return value
+
+
+def split_like(values: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """An optimizer's whole tensors of a parameter, split as it is."""
+    if not isinstance(parameter, DTensor):
+        return values
+    return {
+        name: distribute_tensor(v, parameter.device_mesh, parameter.placements)
+        if isinstance(v, Tensor) and v.shape == parameter.shape
+        else v
+        for name, v in values.items()
+    }
+
+
+def shard(model: Any, device: torch.device) -> Any:
+    """Split the decoder layers of a model over the processes, in place; with one process there is nothing to split."""
+    if world() == 1 or model is None:
+        return model
+    mesh = init_device_mesh(device.type, (world(),))
+    for layer in layers(model):
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+        # a sum, not a mean: every process differentiates its rows' part of one loss
+        layer.set_gradient_divide_factor(1.0)
+        layer.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    return model
+
+
+def layers(model: Any) -> Any:
+    return model.base_model.layers
+
+
+def is_split(model: Any) -> bool:
+    return model is not None and any(isinstance(p, DTensor) for p in model.parameters())
+
+
+@contextmanager
+def put_together(*models: Any) -> Iterator[None]:
+    """Inside, the layers of these models are whole on every process."""
+    split = [layer for model in models if is_split(model) for layer in layers(model)]
+    for layer in split:
+        layer.set_reshard_after_forward(False)
+        layer.unshard()
+    try:
+        yield
+    finally:
+        for layer in split:
+            layer.set_reshard_after_forward(True)
+            layer.reshard()
 
 
 def first(action: Callable[[], T]) -> T:

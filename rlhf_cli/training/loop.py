@@ -80,6 +80,7 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             exact_start=algo.old_logprobs == "recompute",
             target_kl=algo.target_kl,
             memory=lab.memory,
+            lockstep=distributed.is_split(lab.actor),
         )
         metrics = update(
             settings,
@@ -169,7 +170,8 @@ def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewa
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
     """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out; each process its
     share."""
-    sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
+    with distributed.put_together(lab.actor):
+        sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
     if distributed.world() > 1:
         gathered = distributed.gather(sampled.to(torch.device("cpu")))
         sampled = concatenate(gathered, lab.pad).to(lab.compute.device)
@@ -213,7 +215,8 @@ def look_back(lab: Lab, rollout: Rollout, *, whole: bool = False) -> Hindsight:
     """Read a rollout with every model, `optim.micro_batch_size` rows at a time, fewer where memory runs out; the actor
     only if that tells anything that sampling did not, or if `whole`."""
     size = lab.config.optim.micro_batch_size
-    return lab.memory.fit("reading", size, lambda rows: _look_back(lab, rollout, rows, whole))
+    with distributed.put_together(lab.actor, lab.critic, lab.reference):
+        return lab.memory.fit("reading", size, lambda rows: _look_back(lab, rollout, rows, whole))
 
 
 @torch.no_grad()

@@ -107,4 +107,6 @@ def dump(fault: NonFinite, lab: Lab, known: dict[str, Any], step: int, folder: P
 
 def not_finite(model: Any) -> int | None:
     """How many of a model's weights are NaN or infinite."""
-    return None if model is None else sum(int((~torch.isfinite(p)).sum()) for p in model.parameters())
+    return (
+        None if model is None else sum(int((~torch.isfinite(distributed.local(p))).sum()) for p in model.parameters())
+    )

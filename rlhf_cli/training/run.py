@@ -88,6 +88,12 @@ def _fits(config: Config) -> None:
     smallest = min(config.rollout.batch_size, config.val.prompts)
     if count > smallest:
         raise UserError(f"{count} processes for rollout.batch_size and val.prompts of {smallest}: start fewer")
+    rows = config.rollout.batch_size // config.algo.minibatches
+    if config.shard and rows % count:
+        raise UserError(
+            f"shard=true: a minibatch of {rows} rows does not part into {count} equal shares (rollout.batch_size over "
+            "algo.minibatches must be a multiple of the number of processes)"
+        )
 
 
 @contextmanager
@@ -199,6 +205,9 @@ def _train(
     )
     if checkpoint and lab.continual:
         lab.continual.restore(checkpoint)
+    if config.shard:
+        for model in (lab.actor, lab.critic, lab.reference):
+            distributed.shard(model, lab.compute.device)
     state = make_state(config, lab)
     origin = {"environment": environment(lab), "prompts": fingerprint(lab)}
     if trainer is not None:
@@ -226,11 +235,11 @@ def _train(
     best, wanted = Best.of(config.checkpoint, saved.get("best")), config.checkpoint
 
     def save(step: int) -> None:
-        if not distributed.is_first():
-            return
         extra = {"wandb_run_id": trackers.wandb_run_id, "best": best.known, **origin}
-        best.name(save_checkpoint(folder, step, lab, state, extra))
-        prune(folder, keep_last=wanted.keep_last, keep_every=wanted.keep_every, best=best.step)
+        saved = save_checkpoint(folder, step, lab, state, extra)
+        if distributed.is_first():
+            best.name(saved)
+            prune(folder, keep_last=wanted.keep_last, keep_every=wanted.keep_every, best=best.step)
 
     def status(state: str, step: int) -> None:
         if distributed.is_first():

@@ -32,16 +32,16 @@ class State:
     def trainer(self) -> dict[str, Any]:
         """Everything but the models' weights. Random numbers are functions of (seed, step): nothing to save."""
         return {
-            "actor_optimizer": self.actor.optimizer.state_dict(),
-            "critic_optimizer": self.critic.optimizer.state_dict() if isinstance(self.critic, Learner) else None,
+            "actor_optimizer": self.actor.memory(),
+            "critic_optimizer": self.critic.memory() if isinstance(self.critic, Learner) else None,
             "kl": self.kl.state_dict(),
             "kl_old": self.kl_old.state_dict(),
         }
 
     def restore(self, trainer: dict[str, Any]) -> None:
-        self.actor.optimizer.load_state_dict(trainer["actor_optimizer"])
+        self.actor.remember(trainer["actor_optimizer"])
         if isinstance(self.critic, Learner):
-            self.critic.optimizer.load_state_dict(trainer["critic_optimizer"])
+            self.critic.remember(trainer["critic_optimizer"])
         self.kl.load_state_dict(trainer["kl"])
         self.kl_old.load_state_dict(trainer["kl_old"])
 

@@ -38,25 +38,38 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.parameters = [*self.model.parameters(), *self.also]
-        # fused: one pass over each parameter, and no temporary copies of all of them
+        # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
+        fused = not distributed.is_split(self.model)
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=True
+            self.parameters, lr=self.learning_rate, weight_decay=self.weight_decay, fused=fused, foreach=False
         )
 
     def step(self, scale: float) -> float:
         """Clip, check, update at `scale` × the learning rate; returns the gradient norm before the clip."""
         distributed.sum_gradients(self.parameters)
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self.parameters if p.grad is not None)
+        norm = distributed.gradient_norm(self.parameters)
         if not torch.isfinite(norm):
             named = self.model.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
             raise NonFinite("the gradient is", parameters=bad)
-        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        distributed.clip_gradients(self.parameters, self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * scale
         self.optimizer.step()
         self.forget()
         return float(norm)
+
+    def memory(self) -> dict[str, Any]:
+        """The optimizer's state, put together from all processes."""
+        return distributed.whole(self.optimizer.state_dict())
+
+    def remember(self, state: dict[str, Any]) -> None:
+        """Take up what `memory` gave, on however many processes that was."""
+        parts = {i: distributed.split_like(slots, self.parameters[i]) for i, slots in state["state"].items()}
+        kinds = [{key: group[key] for key in ("fused", "foreach")} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state | {"state": parts})
+        for group, kind in zip(self.optimizer.param_groups, kinds, strict=True):
+            group.update(kind)
 
     def forget(self) -> None:
         """Drop the gradient."""
@@ -108,6 +121,8 @@ class Pass:
     target_kl: float | None = None
     """Nats a token from the policy that sampled, beyond which the rest of the epochs is left out."""
     memory: Memory = field(default_factory=Memory)
+    lockstep: bool = False
+    """The processes go through a model's layers together: none may break off, or start over, by itself."""
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         """Of this process's share."""
@@ -117,6 +132,8 @@ class Pass:
 
     def fit(self, gradients: Callable[[int], "Sums"]) -> "Sums":
         """Gradients that fit this process's memory; NonFinite for all where it is so for one."""
+        if self.lockstep:
+            return gradients(self.micro_batch_size)
         return distributed.all_or_none(lambda: self.memory.fit("learning", self.micro_batch_size, gradients))
 
     def read(self, model: Any, micro: Experience, value_head: Any = None) -> Reading:
@@ -146,8 +163,13 @@ class Pass:
             beta_old=self.beta_old,
             full_kl=reading.full_kl,
         )
-        _check("the actor's loss is", loss)
+        self.check("the actor's loss is", loss)
         return loss, metrics
+
+    def check(self, what: str, loss: Tensor) -> None:
+        """Raise NonFinite; in lockstep the gradients' norm, which all see, tells it."""
+        if not self.lockstep:
+            check_finite(what, loss.detach())
 
 
 def update(
@@ -183,7 +205,7 @@ def update(
                 break
             if extra_loss is not None:
                 extra = extra_loss(epoch * minibatches + number) / distributed.world()  # the same on each
-                _check("the pretraining loss is", extra)
+                settings.check("the pretraining loss is", extra)
                 extra.backward()
                 sums.extra_loss += float(extra.detach())
             sums.grad_norm += actor.step(settings.lr)
@@ -329,7 +351,7 @@ def _actor_backward(
     sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
     if reading.values is not None:
         value_loss, _ = settings.algorithm.critic_loss(micro, reading.values, total=total)
-        _check("the critic's loss is", value_loss)
+        settings.check("the critic's loss is", value_loss)
         sums.value_loss += float(value_loss.detach())
         loss = loss + settings.value_weight * value_loss
     loss.backward()
@@ -337,7 +359,7 @@ def _actor_backward(
 
 def _value_backward(settings: Pass, micro: Experience, values: Tensor, total: float, sums: Sums) -> None:
     value_loss, _ = settings.algorithm.critic_loss(micro, values, total=total)
-    _check("the critic's loss is", value_loss)
+    settings.check("the critic's loss is", value_loss)
     (settings.value_weight * value_loss).backward()
     sums.value_loss += float(value_loss.detach())
 
@@ -407,7 +429,3 @@ def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
     actor.model.train(on)
     if isinstance(critic, Learner):
         critic.model.train(on)
-
-
-def _check(what: str, loss: Tensor) -> None:
-    check_finite(what, loss.detach())
