@@ -163,7 +163,9 @@ def _run(command: str, argv: list[str]) -> int:
         from rlhf_cli.training.status import reported
 
         if isinstance(error, RunFailed) and not reported(error):
-            print(f"rlhf: {error}", file=sys.stderr)
+            from rlhf_cli.tracking.text import harmless
+
+            print(f"rlhf: {harmless(str(error))}", file=sys.stderr)
         elif not reported(error):
             import traceback
 
@@ -265,7 +267,9 @@ def _hydra_message(error: Exception) -> str:
 
 def _refuse(message: str) -> int:
     if _leads():
-        print(f"rlhf: {message}", file=sys.stderr)
+        from rlhf_cli.tracking.text import harmless
+
+    print(f"rlhf: {harmless(message)}", file=sys.stderr)
     return 2
 
 

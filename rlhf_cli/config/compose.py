@@ -131,10 +131,28 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
         folder = run_folder(values["checkpoint"])
         saved = saved_config(folder)
         saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
+        if not values["trust_config"]:
+            _refuse_code(folder, saved, overrides)
         return validate(_onto(saved, values, overrides), schema)
     if command == "train" and values["resume"] not in (None, "auto"):
         return validate(_resumed(saved_config(Path(values["resume"])), values, overrides), schema)
     return validate(values, schema)
+
+
+def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> None:
+    """Raise UserError where a saved config, which may be somebody else's, would run code or hand out a key."""
+    typed = _typed(overrides)
+    named = {
+        key: value
+        for key, value in flat(saved).items()
+        if key.rpartition(".")[2] in ("fn", "key_env") and value and not _covered(key, typed)
+    }
+    if named:
+        listed = ", ".join(f"{key}={value}" for key, value in named.items())
+        raise UserError(
+            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, "
+            "or another judge: reward=vader"
+        )
 
 
 def run_folder(checkpoint: str) -> Path:

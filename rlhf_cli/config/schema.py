@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -31,6 +32,17 @@ class Endpoint(Section):
     timeout_s: float = Field(gt=0)
     retries: int = CountOrZero
     concurrency: int = Count
+
+    @field_validator("url")
+    @classmethod
+    def _without_a_key(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query:
+            raise ValueError(
+                "reward.endpoint.url is saved in config.yaml: put no key into it, name the environment variable that "
+                "holds it (reward.endpoint.key_env=)"
+            )
+        return url
 
 
 class Form(Section):
@@ -361,6 +373,7 @@ class EvalConfig(Config):
 
     checkpoint: str | None  # type: ignore[assignment]  # here the key names one, there it says how often
     prefixes: list[str]
+    trust_config: bool
 
 
 class CompareConfig(EvalConfig):

@@ -172,5 +172,5 @@ def show(dataset: "DatasetDict", console: "Console") -> None:
             p for p, c in zip(dataset["train"]["prefix"], dataset["train"]["class"], strict=True) if c == sentiment
         ]
         for prefix in chosen[:4]:
-            examples.add_row(sentiment, Text(prefix))
+            examples.add_row(sentiment, Text("".join(filter(str.isprintable, prefix))))
     console.print(examples)

@@ -18,7 +18,7 @@ def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.fl
     """A causal LM without dropout. Its generation_config is kept for saving and never used for rollouts."""
     from transformers import AutoModelForCausalLM
 
-    return _without_dropout(_load(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())).to(device)
+    return _without_dropout(_model(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())).to(device)
 
 
 def load_critic(path: str, *, device: torch.device) -> Any:
@@ -27,7 +27,7 @@ def load_critic(path: str, *, device: torch.device) -> Any:
 
     with _no_warnings():
         kind, attention = AutoModelForTokenClassification, register()
-        critic = _load(kind, path, dtype=torch.float32, num_labels=1, attn_implementation=attention)
+        critic = _model(kind, path, new=("score.",), dtype=torch.float32, num_labels=1, attn_implementation=attention)
     torch.nn.init.zeros_(critic.score.weight)
     torch.nn.init.zeros_(critic.score.bias)
     return _without_dropout(critic).to(device)
@@ -54,10 +54,16 @@ def load_classifier(
 
     kind = AutoModelForSequenceClassification
     if labels is None:
-        return _load(kind, path, dtype=dtype).eval().to(device)
+        return _model(kind, path, dtype=dtype).eval().to(device)
     with _no_warnings():
-        model = _load(
-            kind, path, dtype=dtype, num_labels=labels, problem_type="regression", ignore_mismatched_sizes=True
+        model = _model(
+            kind,
+            path,
+            new=("classifier.", "score."),
+            dtype=dtype,
+            num_labels=labels,
+            problem_type="regression",
+            ignore_mismatched_sizes=True,
         )
     return model.eval().to(device)
 
@@ -75,9 +81,9 @@ def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids |= set(configured) if isinstance(configured, list) else {configured}
     vocabulary = tokenizer.get_vocab()
     ids |= {vocabulary.get(token) for token in ("<|im_end|>", "<|endoftext|>")}
-    found = tuple(sorted(i for i in ids if i is not None))
+    found = tuple(sorted(i for i in ids if i is not None and i < model.get_input_embeddings().weight.shape[0]))
     if not found:
-        raise UserError("the actor's tokenizer has no EOS token: responses could never end")
+        raise UserError("the actor's tokenizer has no EOS token that the model knows: responses could never end")
     return found
 
 
@@ -95,6 +101,22 @@ def quiet() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def _model(auto: Any, path: str, *, new: tuple[str, ...] = (), **options: Any) -> Any:
+    """A model whose every weight is in the folder, but for those that are `new` by design.
+
+    transformers fills up what is missing with random numbers and a warning; here that is the wrong architecture.
+    """
+    model, info = _load(auto, path, output_loading_info=True, **options)
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith(new or "\0"))
+    if missing:
+        kind = auto.__name__.removeprefix("AutoModelFor")
+        raise UserError(
+            f"{path} is no {kind}: it holds no weights for {', '.join(missing[:3])} (config.json calls it "
+            f"{architecture(path)}); give a model of that kind"
+        )
+    return model
 
 
 def _load(auto: Any, path: str, **options: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
 from rlhf_cli.models.load import class_index, load_classifier, load_tokenizer
 
@@ -19,6 +20,11 @@ class Classifier:
         self.tokenizer: Any = load_tokenizer(str(path))
         self.device, self.batch_size = device, batch_size
         config = self.model.config
+        if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+            raise UserError(
+                f"{path} has a head of {config.num_labels} outputs ({config.problem_type}): P(negative) needs classes "
+                "of which exactly one is true of a text, not a multi-label head; for one output: reward=learned"
+            )
         offset = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
         self.limit = min(config.max_position_embeddings - offset, self.tokenizer.model_max_length)
         self.truncated = 0

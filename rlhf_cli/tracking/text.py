@@ -19,3 +19,8 @@ def markdown_text(text: str) -> str:
     lead, tail = (" " if text[at : at + 1 or None].isspace() else "" for at in (0, -1))
     escaped = "".join("\\" + c if c in "\\`*_{}[]()<>#+-!|~&°" else c for c in printable(text))
     return lead + escaped + (tail if escaped else "")
+
+
+def harmless(text: str) -> str:
+    """`text` with its lines, but without anything that moves a cursor or hides a character."""
+    return "".join(" " if unicodedata.category(c) in _UNSAFE and c != "\n" else c for c in text)

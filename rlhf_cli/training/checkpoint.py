@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -127,7 +128,7 @@ def is_whole(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return bool(manifest) and all(_identity(folder / name) == known for name, known in manifest.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):  # not JSON, or JSON that is no table
         return False
 
 
@@ -162,7 +163,11 @@ def find_checkpoint(place: str, notify: Callable[[str], None]) -> Path:
 
 def load_trainer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(trainer state, {"step", …}); weights-only loading: no code runs."""
-    trainer = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    try:
+        trainer = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder / 'trainer.pt'} is no trainer state of plain tensors: {first}") from error
     return trainer, json.loads((folder / "state.json").read_text())
 
 

@@ -19,6 +19,7 @@ import yaml
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.tracking.compose import make_trackers
+from rlhf_cli.tracking.text import harmless
 from rlhf_cli.training import distributed
 from rlhf_cli.training.best import Best
 from rlhf_cli.training.checkpoint import (
@@ -136,7 +137,7 @@ def recorded(folder: Path) -> Iterator[None]:
         error = _disk_full(failure, folder) or failure
         _note(folder, "failed", str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
         if isinstance(error, RunFailed):
-            print(f"rlhf: {error}", file=sys.stderr, flush=True)
+            print(f"rlhf: {harmless(str(error))}", file=sys.stderr, flush=True)
             mark_reported(error)
         elif not isinstance(error, UserError) and not reported(error):
             (folder / "error.log").write_text(traceback.format_exc())

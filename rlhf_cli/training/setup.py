@@ -1,6 +1,7 @@
 """From a checked config to the things a run works with. The one place that reads the whole config."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.folders import check_writable
 from rlhf_cli.config.schema import Config, Endpoint, Gold, Model, RewardTrainConfig
 from rlhf_cli.data.lexicon import vader_labels, vader_share
 from rlhf_cli.data.prompts import PromptSet, Template
@@ -125,8 +127,18 @@ def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> 
     from rlhf_cli.miniatures.build import miniature
 
     source = "generated" if config.data.source == "imdb" else config.data.source
-    cache = Path(config.cache_dir).expanduser()
-    return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
+    with kept_in(config.cache_dir) as cache:
+        return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
+
+
+@contextmanager
+def kept_in(cache_dir: str) -> Iterator[Path]:
+    """The cache's folder; that it cannot be written is said when something is to be kept there, not before."""
+    try:
+        yield Path(cache_dir).expanduser()
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        check_writable(cache_dir, "cache_dir")
+        raise error
 
 
 def algorithm(config: Config) -> Algorithm:
@@ -272,17 +284,18 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
         judge = Classifier(identity, device=where.device, batch_size=config.reward.batch_size, dtype=where.dtype)
         return judge.labels(texts)
 
-    return load_prefixes(
-        data.source,
-        min_words=data.min_words,
-        max_words=data.max_words,
-        train=data.train,
-        test=data.test,
-        seed=data.seed,
-        labeler=identity,
-        label=label,
-        cache_dir=Path(config.cache_dir).expanduser(),
-    )
+    with kept_in(config.cache_dir) as cache:
+        return load_prefixes(
+            data.source,
+            min_words=data.min_words,
+            max_words=data.max_words,
+            train=data.train,
+            test=data.test,
+            seed=data.seed,
+            labeler=identity,
+            label=label,
+            cache_dir=cache,
+        )
 
 
 CLASSIFIERS = {
@@ -342,6 +355,9 @@ def make_lab(
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     pad = pad_id(tokenizer, ends)
     test = balanced(rows["test"], config.val.prompts)
+    train = PromptSet.make(rows["train"], template, tokenizer, pad_id=pad)
+    tested = PromptSet.make(test, template, tokenizer, pad_id=pad)
+    check_fit(policy, [*train.ids, *tested.ids], config.rollout.max_response_length)
     return Lab(
         config=config,
         compute=where,
@@ -350,14 +366,31 @@ def make_lab(
         reference=reference,
         critic=value_model,
         scorer=judge,
-        train=PromptSet.make(rows["train"], template, tokenizer, pad_id=pad),
-        test=PromptSet.make(test, template, tokenizer, pad_id=pad),
+        train=train,
+        test=tested,
         eos=ends,
         pretraining=pretraining(config, tokenizer, set(rows["test"]["review"])),
         continual=continual(config, learned, where, notify),
         gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
         memory=Memory(notify),
     )
+
+
+def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:
+    """Raise UserError where prompt and response exceed the model's context, or the tokenizer its vocabulary."""
+    longest, context = max(map(len, prompts)), model.config.max_position_embeddings
+    if longest + response > context:
+        raise UserError(
+            f"the longest prompt ({longest} tokens) and rollout.max_response_length={response} do not fit in the "
+            f"actor's context of {context} tokens: lower rollout.max_response_length or data.max_words, or shorten "
+            "prompt.user"
+        )
+    known = model.get_input_embeddings().weight.shape[0]
+    if (largest := max(map(max, prompts))) >= known:
+        raise UserError(
+            f"the tokenizer gives the token {largest}, and the actor knows {known}: tokenizer and weights are of "
+            "different models"
+        )
 
 
 def _restore_head(critic: Any, folder: str) -> None:

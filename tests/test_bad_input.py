@@ -1,0 +1,48 @@
+"""Every wrong input of scripts/bad_input.py is one message and exit code 2; no slow hub keeps anybody waiting."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import cache  # noqa: F401
+
+from rlhf_cli.config import hub
+from rlhf_cli.miniatures.build import miniature
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import bad_input
+
+
+def test_every_wrong_input_is_one_message(tmp_path: Path) -> None:
+    home = Path(os.environ["RLHF_CACHE"])
+    names = ("qwen_instruct", "roberta_large")
+    actor, classifier = (miniature(name, source="generated", cache_dir=home) for name in names)
+    wrong = {}
+    for case in bad_input.cases(actor, classifier, tmp_path):
+        good, code, message = bad_input.judge(case)
+        if not good:
+            wrong[case.what] = (code, message)
+    assert not wrong
+    assert not list(tmp_path.rglob("ran"))  # the program among the weights
+
+
+@pytest.mark.parametrize("behaviour", ["hangs", "fails", "drips"])
+def test_a_hub_that_misbehaves_is_found_out_in_bounded_time(behaviour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with bad_input.hub(behaviour) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        begin = time.monotonic()
+        why = hub.obstacle("a/b/resolve/main/config.json", timeout=1.0)
+        assert why
+        assert url in why
+        assert hub.obstacle("another/model/resolve/main/config.json", timeout=1.0)  # remembered
+        assert time.monotonic() - begin < 30  # it would be a minute for each
+
+
+def test_a_hub_that_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    with bad_input.hub("babbles") as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        assert hub.obstacle() is None
