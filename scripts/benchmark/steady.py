@@ -1,4 +1,4 @@
-"""Does memory stay where it is over many steps? `python scripts/benchmark/steady.py --steps 500 --algo grpo`.
+"""Does memory stay where it is over many steps? `python scripts/benchmark/steady.py --steps 500 --shape tiny`.
 
 Prints the resident memory every so many steps; with `--regime fixed` also how near the update's matrix products are to
 the machine's peak.
@@ -12,6 +12,9 @@ from pathlib import Path
 import shapes
 import torch
 import worker_rlhf
+
+
+shapes.SHAPES["tiny"] = shapes.Shape((32, 2, 2, 2, 64, 512), (32, 2, 2, 64, 512), {}, {"ppo": 64, "grpo": 64})
 
 
 def resident_mb() -> float:
