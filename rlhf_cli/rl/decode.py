@@ -32,15 +32,11 @@ class Weights:
 
 def decodes(trunk: Any) -> bool:
     """Whether `Decoder` knows this model here."""
-    weight = trunk.embed_tokens.weight if packs(trunk) else None
-    return (
-        weight is not None
-        and type(weight) is torch.nn.Parameter  # not a shard of one
-        and trunk.config.model_type == "qwen2"
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-    )
+    if not packs(trunk) or trunk.config.model_type != "qwen2" or torch.is_autocast_enabled("cpu"):
+        return False
+    weights = (trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight)
+    plain = all(type(w) is torch.nn.Parameter for w in weights)  # not pieces of split ones
+    return plain and weights[0].device.type == "cpu" and weights[0].dtype == torch.float32
 
 
 class Decoder:

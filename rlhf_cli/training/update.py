@@ -235,8 +235,11 @@ def _minibatches(
 
 
 def side_by_side(rows: Tensor, experience: Experience) -> Tensor:
-    """The rows of a minibatch with those of one prompt together, which share its tokens in a micro-batch."""
-    return rows[experience.rollout.group.cpu()[rows].argsort(stable=True)]
+    """The rows of a minibatch in the order that costs least: of one prompt together, whose tokens they share in a
+    micro-batch, or, where no two have one, of like length together."""
+    group, lengths = (x.cpu()[rows] for x in (experience.rollout.group, experience.rollout.lengths))
+    key = lengths if len(group.unique()) == len(group) else group
+    return rows[key.argsort(stable=True)]
 
 
 @dataclass
