@@ -13,7 +13,6 @@ import shapes
 import torch
 import worker_rlhf
 
-
 shapes.SHAPES["tiny"] = shapes.Shape((32, 2, 2, 2, 64, 512), (32, 2, 2, 64, 512), {}, {"ppo": 64, "grpo": 64})
 
 
