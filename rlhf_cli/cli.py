@@ -113,7 +113,8 @@ def sweep(argv: list[str]) -> int:
         return _answered(lambda: write(argv[1:]))
     places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
     if not places or places == ["auto"]:
-        return run("train", argv if any(word.startswith("-") for word in argv) else ["--multirun", *argv])
+        asks = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
+        return run("train", argv if asks.intersection(argv) else ["--multirun", *argv])
     from rlhf_cli.commands.sweep import resume
 
     typed = [word for word in argv if not word.startswith("resume=")]
@@ -130,7 +131,7 @@ def _sweep(planned: Any, argv: list[str]) -> int:
     code = _run(planned.command, [*argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"])
     from rlhf_cli.commands.sweep_table import show
 
-    return max(code, show(Path(planned.sweep_dir)))
+    return max(code, show(Path(planned.sweep_dir))) if Path(planned.sweep_dir).is_dir() else max(code, 1)
 
 
 def _answered(action: Callable[[], int]) -> int:
@@ -261,6 +262,8 @@ def _hydra_message(error: Exception) -> str:
 
         near = get_close_matches(wrong, options, n=1)
         hint = f" Did you mean {group}={near[0]}?" if near else ""
+        if group == "hydra/sweeper" and wrong == "optuna":
+            hint = " It is an extra: pip install 'rlhf[optuna]'."
         return f"{group}={wrong}: there is no such option.{hint} Allowed: {', '.join(options)}"
     return text.strip() or str(error.__cause__ or type(error).__name__)
 

@@ -12,6 +12,7 @@ import pytest
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands.sweep_table import as_csv, cell, markdown, settings
+from rlhf_cli.commands.train import worth
 from rlhf_cli.config.compose import plan
 from rlhf_cli.miniatures import build
 from rlhf_cli.training.status import alive, read_status, write_status
@@ -259,6 +260,14 @@ def test_a_definition_for_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert dispatch(["sweep", "wandb", "scale=mini", "algo.beta=0.1,-1"]) == 2
     assert dispatch(["sweep", "wandb", "scale=mini", "experiment=sweep_beta"]) == 0
     assert len(yaml.safe_load(capsys.readouterr().out)["parameters"]["algo.beta"]["values"]) == 5
+
+
+def test_what_a_job_is_worth_to_a_search() -> None:
+    metrics = {"val/score": 0.9, "val/kl": 10.0}
+    assert worth(metrics, "val/score", None) == 0.9
+    assert worth(metrics, "val/score", 12.0) == 0.9
+    assert worth(metrics, "val/score", 8.0) == pytest.approx(-1.1)
+    assert worth(metrics, "val/other", 8.0) is None
 
 
 def test_params_of_an_experiment_are_swept_and_typed_ones_win(tmp_path: Path) -> None:

@@ -23,4 +23,12 @@ def run(cfg: DictConfig) -> float | None:
         folder,
         group=Path(hydra.sweep.dir).name if sweeping else None,
     )
-    return (metrics or last_metrics(folder)).get(config.objective)
+    return worth(metrics or last_metrics(folder), config.objective, config.kl_budget)
+
+
+def worth(metrics: dict[str, float], objective: str, kl_budget: float | None) -> float | None:
+    """The objective's last value, less the nats above the budget: a search stays where the score was not bought."""
+    value = metrics.get(objective)
+    if value is None or kl_budget is None:
+        return value
+    return value - max(0.0, metrics["val/kl"] - kl_budget)

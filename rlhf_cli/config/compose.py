@@ -27,8 +27,8 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 """In a wheel `conf` lies in the package; in a checkout, beside it."""
 
 CHANGEABLE_ON_RESUME = (
-    "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "fail_fast", "shard",
-    "on_nonfinite",
+    "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
+    "shard", "on_nonfinite",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
@@ -72,7 +72,10 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     of_jobs = [str(o.input_line) for o in parsed if not o.is_hydra_override()]
     plain = [str(o.input_line) for o in parsed if not o.is_hydra_override() and not o.is_sweep_override()]
     with _composer(command) as composed:
-        params = composed([*engine, *plain]).hydra.sweeper.get("params") or {}
+        sweeper = composed([*engine, *plain]).hydra.sweeper
+    params = sweeper.get("params") or {}
+    if "BasicSweeper" not in sweeper._target_:
+        return plan_jobs(command, [plain], engine)  # it proposes jobs as it goes: each is checked when it starts
     typed = {o.key_or_group for o in parsed}
     from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
     split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)

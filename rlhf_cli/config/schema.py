@@ -302,6 +302,7 @@ class Config(Section):
     cache_dir: str
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
+    kl_budget: float | None = Field(gt=0)
     fail_fast: bool
     shard: bool
     on_nonfinite: Literal["stop", "skip"]
