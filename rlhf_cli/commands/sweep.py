@@ -192,9 +192,7 @@ def run(plan: Plan, folder: Path) -> int:
         except Exception as error:
             print(f"rlhf: the launcher gave up: {type(error).__name__}: {error}", file=sys.stderr)
             code = 1
-        code = code or show(folder)
-        if code > 1:
-            show(folder)
+        code = max(code, show(folder))
         if code:
             print(f"run what is not done: rlhf sweep resume={folder}", flush=True)
     return code
