@@ -80,9 +80,7 @@ def main() -> None:
     peak = peak_gflops()
     if given.regime == "fixed":
         reached = update_gflop(given.shape, given.algo) / min(updates[1:])
-        print(
-            f"update: {reached:.0f} GFLOP a CPU second, {reached / peak:.0%} of the {peak:.0f} of a matrix product alone"
-        )
+        print(f"update: {reached:.0f} GFLOP a CPU second, {reached / peak:.0%} of a matrix product's {peak:.0f}")
 
 
 if __name__ == "__main__":
