@@ -71,6 +71,8 @@ def plot(results: dict[str, Any], out: str) -> None:
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("CPU seconds a step")
+    ticks = [0.25, 0.5, 1, 2, 4, 8]
+    panels[0].set_yticks(ticks, [str(t) for t in ticks])
     figure.savefig(out, dpi=120)
 
 
@@ -78,8 +80,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     parser.add_argument("--out", default="scaling", help="writes <out>.json and <out>.png")
+    parser.add_argument("--plot-only", action="store_true", help="draw <out>.json again")
     given = parser.parse_args()
     results: dict[str, Any] = {}
+    if given.plot_only:
+        plot(json.loads(Path(f"{given.out}.json").read_text()), f"{given.out}.png")
+        return
     for axis, values in AXES.items():
         found = [cost(given.work, axis, value) for value in values]
         cpu = [f["cpu"] for f in found]
