@@ -49,7 +49,11 @@ def on_two(*argv: str) -> list[int]:
         if not child:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            os._exit(dispatch(list(argv)))
+            code = 70
+            try:
+                code = dispatch(list(argv))
+            finally:
+                os._exit(code)
         children.append(child)
     end = time.monotonic() + PATIENCE
     codes: dict[int, int] = {}
