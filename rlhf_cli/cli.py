@@ -269,7 +269,7 @@ def _refuse(message: str) -> int:
     if _leads():
         from rlhf_cli.tracking.text import harmless
 
-    print(f"rlhf: {harmless(message)}", file=sys.stderr)
+        print(f"rlhf: {harmless(message)}", file=sys.stderr)
     return 2
 
 
