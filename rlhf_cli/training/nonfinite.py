@@ -71,7 +71,7 @@ def settle(
     say(f"{text} The rest of this step is left out (on_nonfinite=skip).")
 
 
-def dump(fault: NonFinite, lab: Lab, known: dict[str, Any], step: int, folder: Path) -> Path:
+def dump(fault: NonFinite, lab: Lab, known: dict[str, Any], step: int, folder: Path) -> None:
     """Leave batch.safetensors, texts.jsonl, config.yaml and reason.json in `folder`: nothing in them can run."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {"rng": torch.get_rng_state()}
@@ -102,7 +102,6 @@ def dump(fault: NonFinite, lab: Lab, known: dict[str, Any], step: int, folder: P
         "weights that are not finite": {"actor": not_finite(lab.actor), "critic": not_finite(lab.critic)},
     }
     (folder / "reason.json").write_text(json.dumps(reason, indent=1) + "\n")
-    return folder
 
 
 def not_finite(model: Any) -> int | None:

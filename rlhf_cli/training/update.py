@@ -279,7 +279,7 @@ class Sums:
         self.tokens += tokens
 
     def kl_since(self, before: "Sums") -> float:
-        """Nats a token between the policy that sampled and this one, on what was added since `before`."""
+        """Nats a token between the policy that sampled and this one, on what all added since `before`."""
         kl, tokens = distributed.sums((self.approx_kl - before.approx_kl, self.tokens - before.tokens))
         return kl / max(1, tokens)
 
