@@ -19,8 +19,8 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.evaluation.attribution import leave_one_word_out
     from rlhf_cli.models.load import load_actor, load_tokenizer
     from rlhf_cli.training.checkpoint import find_checkpoint
+    from rlhf_cli.training.folder import first_line
     from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.run import first_line
     from rlhf_cli.training.setup import model_path
     from rlhf_cli.training.status import mark_reported, write_atomic
 

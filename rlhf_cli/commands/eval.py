@@ -12,8 +12,8 @@ def run(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from rlhf_cli.config.compose import settle
+    from rlhf_cli.training.folder import first_line
     from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.run import first_line
     from rlhf_cli.training.status import write_atomic
 
     hydra = HydraConfig.get()

@@ -16,8 +16,8 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.rewards.scorer import joined
     from rlhf_cli.tracking.text import printable
+    from rlhf_cli.training.folder import first_line
     from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.run import first_line
 
     config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
     lab, _ = judged_lab(config, first_line(config))

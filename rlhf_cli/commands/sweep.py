@@ -38,7 +38,7 @@ class Job:
     def __call__(self, cfg: DictConfig) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        from rlhf_cli.training.run import recorded
+        from rlhf_cli.training.folder import recorded
         from rlhf_cli.training.status import write_status
 
         folder = Path(HydraConfig.get().runtime.output_dir)

@@ -80,7 +80,7 @@ def state(status: dict[str, Any]) -> str:
 
 def results(folder: Path) -> dict[str, Any]:
     """The last metrics of a job, of whatever command."""
-    from rlhf_cli.training.run import last_metrics
+    from rlhf_cli.training.folder import last_metrics
 
     try:
         return dict(json.loads((folder / "eval.json").read_text())["metrics"])

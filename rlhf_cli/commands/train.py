@@ -15,7 +15,8 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     config = settle("train", cfg, list(hydra.overrides.task))
     sweeping = hydra.mode == RunMode.MULTIRUN
-    from rlhf_cli.training.run import last_metrics, train
+    from rlhf_cli.training.folder import last_metrics
+    from rlhf_cli.training.run import train
 
     folder = Path(hydra.runtime.output_dir)
     metrics = train(

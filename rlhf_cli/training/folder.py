@@ -1,0 +1,127 @@
+"""A run's folder: whose it is, what it says of its run, where a run goes on from."""
+
+import json
+import os
+import platform
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.config.schema import Config, RewardTrainConfig
+from rlhf_cli.tracking.text import harmless
+from rlhf_cli.training.checkpoint import disk_full, newest, step_of
+from rlhf_cli.training.lock import only_process
+from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
+
+
+@contextmanager
+def begun(config: Config, folder: Path, *, steps: int) -> Iterator[Path | None]:
+    """The folder is this process's, and says how its run ended; gives the checkpoint to go on from."""
+    with only_process(folder):
+        checkpoint = begin(config, folder, steps=steps)
+        with recorded(folder):
+            yield checkpoint
+
+
+def begin(config: Config, folder: Path, *, steps: int) -> Path | None:
+    """Make the folder a run's; returns the checkpoint to go on from. Raises UserError if it is another run's."""
+    checkpoint = _claim(config, folder)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
+    write_atomic(folder / "environment.json", json.dumps(machine(), indent=1) + "\n")
+    write_status(folder, "running", step=step_of(checkpoint) if checkpoint else 0, steps=steps)
+    return checkpoint
+
+
+def machine() -> dict[str, str]:
+    """Versions and hardware, for the report."""
+    import torch
+
+    versions = {name: version(name) for name in ("rlhf", "torch", "transformers")}
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    system = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), **versions, "system": system, "cores": str(os.cpu_count()), **gpu}
+
+
+@contextmanager
+def recorded(folder: Path) -> Iterator[None]:
+    """status.json says how the run in this folder ended, and error.log why, before the exception goes on."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        _note(folder, "interrupted", None)
+        raise
+    except Exception as failure:
+        error = _disk_full(failure, folder) or failure
+        _note(folder, "failed", str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
+        if isinstance(error, RunFailed):
+            print(f"rlhf: {harmless(str(error))}", file=sys.stderr, flush=True)
+            mark_reported(error)
+        elif not isinstance(error, UserError) and not reported(error):
+            (folder / "error.log").write_text(traceback.format_exc())
+            traceback.print_exc()
+            mark_reported(error)
+        raise error from (None if error is failure else failure)
+
+
+def _disk_full(failure: Exception, folder: Path) -> RunFailed | None:
+    if not disk_full(failure):
+        return None
+    kept = newest(folder, print)
+    rest = f"{kept} is whole: make room, then rlhf train resume={folder}" if kept else "no checkpoint was saved before"
+    return RunFailed(f"the disk is full ({failure}). {rest}")
+
+
+def _note(folder: Path, state: str, error: str | None) -> None:
+    before = read_status(folder)
+    write_status(folder, state, step=before.get("step", 0), steps=before.get("steps", 0), error=error)
+
+
+def _claim(config: Config, folder: Path) -> Path | None:
+    """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
+    from rlhf_cli.config.compose import difference, saved_config
+
+    never_began = read_status(folder).get("state") == "failed" and not (folder / "metrics.jsonl").exists()
+    holds_run = (folder / "config.yaml").exists() and not never_began
+    if config.resume is None:
+        if holds_run:
+            go_on = "" if isinstance(config, RewardTrainConfig) else f"go on with it (rlhf train resume={folder}) or "
+            raise UserError(f"{folder} already holds a run: {go_on}choose another hydra.run.dir=")
+        return None
+    if config.resume == "auto" and holds_run:
+        changed = difference(saved_config(folder), config.model_dump(by_alias=True))
+        if changed:
+            listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+            raise UserError(f"resume=auto: {folder} holds a run with another config:\n{listed}")
+    found = newest(folder, print) if holds_run else None
+    if found is None and holds_run:
+        print(f"{folder} has no whole checkpoint: it starts anew")
+    return found
+
+
+def first_line(config: Config) -> str:
+    """What every run says first."""
+    why = "miniature models and data, a simulation" if config.scale == "mini" else "models from the hub"
+    reward = config.reward.fn or config.reward.path or config.reward.name
+    return (
+        f"scale={config.scale} ({why}) · {config.algo.name} · actor {config.actor.path or config.actor.name} · "
+        f"reward {reward} · {config.data.name} · seed {config.seed}"
+    )
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """Every metric's last value in a run's metrics.jsonl."""
+    latest: dict[str, Any] = {}
+    path = folder / "metrics.jsonl"
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            latest |= json.loads(line)
+        except ValueError:
+            break
+    return latest
