@@ -1,10 +1,10 @@
-"""Does the hacking index tell a hacked run from an honest one? Two settings, eight seeds, a table and a picture.
+"""Does the hacking index tell a hacked run from an honest one? Three settings, eight seeds, a table and charts.
 
     python scripts/hacking.py --out outputs/hacking --table outputs/hacking/table.md
 
-Both settings have a loose leash (algo.beta=0.003) and a reward that reads the whole chat. `weak`: the weaker
-classifier. `cured`: the sturdier one and an n-gram penalty. The index and its threshold were fixed on seeds 0 to 2; the
-rest are the test. A run that is done is not run again.
+weak: the weaker classifier and no leash (algo.beta=0). sturdy: the same with the sturdier classifier and an n-gram
+penalty. leashed: that and the default KL. The index and its threshold were fixed on seeds 0 to 2; the rest are the test.
+A run that is done is not run again.
 """
 
 import argparse
@@ -20,10 +20,11 @@ from rlhf_cli.report.runs import Run, load
 from rlhf_cli.report.sections import curve_chart
 from rlhf_cli.training.status import read_status
 
-SHARED = ["scale=mini", "tracking=none", "checkpoint.every=0", "val.every=5", "steps=30", "reward.text=chat"]
+SHARED = ["scale=mini", "tracking=none", "checkpoint.every=0", "val.every=5", "steps=30"]
 SETTINGS = {
-    "weak": ["reward=roberta_base", "algo.beta=0.003"],
-    "cured": ["reward=roberta_large", "penalty.weight=1", "algo.beta=0.003"],
+    "weak": ["reward=roberta_base", "algo.beta=0"],
+    "sturdy": ["reward=roberta_large", "penalty.weight=1", "algo.beta=0"],
+    "leashed": ["reward=roberta_large", "penalty.weight=1"],
 }
 FIXED_ON = 3
 """Seeds below this one were looked at when index and threshold were chosen."""
