@@ -50,7 +50,7 @@ def study(tmp_path: Path) -> Path:
     root = tmp_path / "study"
     for seed, end in ((0, 0.90), (1, 0.92), (2, 0.94)):
         make(root / f"instruct_{seed}", [f"seed={seed}"], [0.4, 0.6, end])
-        make(root / f"base_{seed}", ["actor=qwen_base", f"seed={seed}"], [0.4, 0.5, end - 0.2], hacking=0.4)
+        make(root / f"base_{seed}", ["actor=qwen_base", f"seed={seed}"], [0.4, 0.5, end - 0.2], hacking=0.6)
     make(root / "beta", ["algo.beta=0.3"], [0.4, 0.5, 0.6])
     make(root / "grpo", ["algo=grpo"], [0.4, 0.7, 0.8])
     return root
@@ -75,7 +75,7 @@ def test_answers_follow_the_data(study: Path) -> None:
         "The score is highest with qwen_instruct (0.92 ± 0.02) and lowest with qwen_base (0.72 ± 0.02)."
     )
     assert first_to_hack(actor.arms) == (
-        "Hacking was flagged with qwen_base from step 20 (3 of 3 seeds); never with qwen_instruct."
+        "Hacking was flagged with qwen_base from step 10 (3 of 3 seeds); never with qwen_instruct."
     )
     beta = next(c for c in comparisons(arms(runs)) if c.knob.name == "beta")
     assert "falls from 0.92 ± 0.02 at 0.03 to 0.60 at 0.3, too few seeds" in compared(beta.arms, "val/score")
@@ -197,6 +197,37 @@ def test_a_browser_shows_what_the_data_say(study: Path, tmp_path: Path) -> None:
     assert "The score is highest with qwen_instruct (0.92 ± 0.02)" in shown.stdout
     assert "CONSOLE" not in shown.stderr  # no error, no blocked resource
     assert shown.stdout.count("<svg") >= 8
+
+
+def test_a_sweep_shows_each_knobs_effect(tmp_path: Path) -> None:
+    for beta in (0.01, 0.1):
+        for clip in (0.1, 0.2):
+            for seed in (0, 1):
+                end = 0.9 - beta + 0.02 * seed
+                folder = tmp_path / f"{beta}_{clip}_{seed}"
+                make(folder, [f"algo.beta={beta}", f"algo.epsilon={clip}", f"seed={seed}"], [0.4, end])
+    first = sections_of(*find([str(tmp_path)]))[0]
+    effects = first.tables[1]
+    assert effects.rows[0] == ["beta", "0.01", "4", "0.900 ± 0.006", "2.000", "0.010"]
+    assert [row[:2] for row in effects.rows] == [
+        ["beta", "0.01"],
+        ["beta", "0.1"],
+        ["epsilon", "0.1"],
+        ["epsilon", "0.2"],
+    ]
+    lines = next(chart for chart in first.charts if chart.title == "knobs and outcomes")
+    assert len(lines.series) == 4
+    assert "beta 0.01: beta 0.01" not in svg(lines)
+    assert "epsilon 0.2" in svg(lines)
+
+
+def test_wandb_gets_the_same(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page"
+    assert dispatch(["report", str(study), f"out={out}", f"hydra.run.dir={tmp_path / 'h'}", "tracking=offline"]) == 0
+    media = next((out / "wandb").glob("offline-run-*")) / "files" / "media"
+    assert list((media / "html").rglob("*.html"))
+    assert len(list((media / "images").rglob("*.png"))) == len(list((out / "figures").glob("*.png")))
+    assert list((media / "table").rglob("*.json"))
 
 
 def test_arms_of_other_lengths_are_apart(tmp_path: Path) -> None:

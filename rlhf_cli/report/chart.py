@@ -24,6 +24,8 @@ class Series:
     """Half the height of the band around y."""
     style: int = 0
     """Which colour and dash."""
+    words: list[str] | None = None
+    """What each point says when pointed at; None: its numbers."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Chart:
     """False: dots only."""
     ticks: list[str] | None = None
     """Names for x = 0, 1, 2 … where x is no number."""
-    note: str = ""
+    legend: bool = True
 
     @property
     def name(self) -> str:
@@ -99,11 +101,12 @@ def svg(chart: Chart) -> str:
         if joined:
             path = " ".join(f"{px(x)},{py(y)}" for x, y, _ in points)
             out.append(f'<polyline class="line" stroke-dasharray="{dash}" points="{path}"/>')
-        for x, y, e in points:
+        for i, (x, y, e) in enumerate(points):
             if e and not joined:
                 out.append(line("whisker", px(x), py(y + e), px(x), py(y - e)))
             at = chart.ticks[int(x)] if chart.ticks else f"{x:.4g}"
-            words = f"{s.name}: {chart.x_label} {at}, {chart.y_label} {y:.4g}" + (f" ± {e:.2g}" if e else "")
+            numbers = f"{chart.x_label} {at}, {chart.y_label} {y:.4g}" + (f" ± {e:.2g}" if e else "")
+            words = f"{s.name}: {s.words[i] if s.words else numbers}"
             dot = f'<circle cx="{px(x)}" cy="{py(y)}" r="{3 if joined else 4.5}">'
             out.append(f"{dot}<title>{escape(words)}</title></circle>")
         out.append("</g>")
@@ -135,10 +138,11 @@ def save(chart: Chart, folder: Path) -> None:
             _draw(axes, s, chart)
         axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
         if chart.ticks:
-            axes.set_xticks(range(len(chart.ticks)), chart.ticks)
+            wide = sum(map(len, chart.ticks)) > 50
+            axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=20 if wide else 0, fontsize=7 if wide else 9)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(chart.series) > 1:
+        if len(chart.series) > 1 and chart.legend:
             axes.legend(frameon=False, fontsize=7)
         for kind in ("png", "svg"):
             metadata = {"Date": None} if kind == "svg" else None

@@ -11,14 +11,14 @@ from markupsafe import Markup
 from rlhf_cli.report.chart import COLOURS, Chart, save, svg
 from rlhf_cli.report.knobs import arms, comparisons
 from rlhf_cli.report.runs import Run
-from rlhf_cli.report.sections import Section, Table, compare_section, overview, probe_section, section
+from rlhf_cli.report.sections import Section, Table, compare_section, overview, probe_section, sections_for
 
 
 def sections_of(runs: list[Run], probes: list[dict[str, Any]], compares: list[dict[str, Any]]) -> list[Section]:
     """All that these runs can tell."""
     found = arms(runs)
     made = [overview(runs, found)] if runs else []
-    made += [section(comparison) for comparison in comparisons(found)]
+    made += sections_for(comparisons(found))
     return made + [probe_section(probe) for probe in probes] + [compare_section(c) for c in compares]
 
 

@@ -21,6 +21,8 @@ CURVES = {
 }
 ENDS = ("val/score", "val/kl", "train/clipfrac", "val/repetition")
 """What a numeric knob is drawn against."""
+OUTCOMES = ("val/score", "val/kl", "val/repetition")
+"""What a sweep is about."""
 CLASSES = ("positive", "neutral", "negative")
 COLUMNS = (
     "val/score", "val/gold_score", "val/kl", "val/repetition", "val/distinct_2", "val/response_length", "hacking/index",
@@ -174,6 +176,89 @@ def section(comparison: Comparison) -> Section:
     return Section(title, knob.question, answer, [c for c in drawn if c], tables)
 
 
+def grid(found: list[Comparison]) -> Section:
+    """A numeric knob that was crossed with others: a line for each setting of the others, the answer over all."""
+    knob = found[0].knob
+    settings = sorted({setting for comparison in found for setting in comparison.arms})
+    drawn = []
+    for metric in ENDS:
+        series = []
+        for style, comparison in enumerate(found):
+            points = [
+                (float(settings.index(s)), arm) for s, arm in comparison.arms.items() if arm.mean(metric) is not None
+            ]
+            y = [arm.mean(metric) or 0.0 for _, arm in points]
+            series.append(Series(comparison.context, [x for x, _ in points], y, None, style))
+        title = f"{label(metric)} by {knob.name}"
+        drawn.append(Chart(title, knob.name, label(metric), series, ticks=[f"{s:g}" for s in settings]))
+    pooled = {s: [run for c in found if s in c.arms for run in c.arms[s].runs] for s in settings}
+    arms = {s: Arm(runs[0].config, runs) for s, runs in pooled.items()}
+    told = " ".join(sentence for metric in ENDS if (sentence := compared(arms, metric)))
+    return Section(knob.name, knob.question, f"Over all settings of the other knobs: {told}", drawn)
+
+
+def sections_for(comparisons: list[Comparison]) -> list[Section]:
+    """One section a comparison; one for all of a numeric knob that was crossed with others."""
+    made: list[Section] = []
+    by_knob: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_knob.setdefault(comparison.knob.name, []).append(comparison)
+    for mine in by_knob.values():
+        numeric = all(isinstance(s, int | float) for c in mine for s in c.arms)
+        made += [grid(mine)] if numeric and len(mine) > 2 else [section(c) for c in mine]
+    return made
+
+
+def swept(arms: list[Arm]) -> list[tuple[str, list[float]]]:
+    """The knobs that were set to two or more numbers, each with its setting in every arm."""
+    found = []
+    for knob in KNOBS:
+        settings = [knob.setting(arm.config) for arm in arms]
+        if len(set(map(repr, settings))) > 1 and all(isinstance(s, int | float) for s in settings):
+            found.append((knob.name, [float(s) for s in settings]))
+    return found
+
+
+def parallel(arms: list[Arm], knobs: list[tuple[str, list[float]]]) -> Chart | None:
+    """Parallel coordinates: each setting a line through its knobs and its outcomes, each axis from its least to its
+    greatest value; colour by the score's third."""
+    kept = [i for i, arm in enumerate(arms) if all(arm.mean(m) is not None for m in OUTCOMES)]
+    if len(kept) < 2:
+        return None
+    axes = [(name, [values[i] for i in kept]) for name, values in knobs]
+    axes += [(label(metric), [arms[i].mean(metric) or 0.0 for i in kept]) for metric in OUTCOMES]
+    scores = sorted(axes[len(knobs)][1])
+    series = []
+    for at, i in enumerate(kept):
+        values = [column[at] for _, column in axes]
+        lows, highs = ([limit(column) for _, column in axes] for limit in (min, max))
+        heights = [(v - a) / (b - a) if b > a else 0.5 for v, a, b in zip(values, lows, highs, strict=True)]
+        third = min(2, 3 * scores.index(values[len(knobs)]) // len(scores))
+        words = [f"{name} {value:.3g}" for (name, _), value in zip(axes, values, strict=True)]
+        series.append(
+            Series(arm_name(arms[i], arms), [float(n) for n in range(len(axes))], heights, None, third, words)
+        )
+    names = [f"{name} {min(column):.2g} to {max(column):.2g}" for name, column in axes]
+    return Chart("knobs and outcomes", "", "least to greatest", series, ticks=names, legend=False)
+
+
+def effects(arms: list[Arm], knobs: list[tuple[str, list[float]]]) -> Table:
+    """What each setting of each knob gave, over all settings of the others: mean ± standard error over runs."""
+    rows: list[Row] = []
+    for name, settings in knobs:
+        for setting in sorted(set(settings)):
+            mine = [arm for arm, value in zip(arms, settings, strict=True) if value == setting]
+            cells = []
+            for metric in OUTCOMES:
+                values = [v for arm in mine for v in arm.values(metric)]
+                error = stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+                cells.append((f"{mean(values):.3f}" if values else "–") + (f" ± {error:.3f}" if error else ""))
+            rows.append([name, f"{setting:g}", str(sum(len(arm.runs) for arm in mine)), *cells])
+    return Table(
+        "Each knob over all others, mean ± standard error", ["knob", "at", "runs", *map(label, OUTCOMES)], rows
+    )
+
+
 def overview(runs: list[Run], arms: list[Arm]) -> Section:
     """Every run, or the one there is."""
     states: dict[str, int] = {}
@@ -196,6 +281,9 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
         if found := [s for s in classes if s]:
             drawn.append(Chart("score by the class of the prefix", "step", "score", found))
     tables = [arm_table(names, "setting")]
+    if len(knobs := swept(arms)) > 1:
+        drawn.append(parallel(arms, knobs))
+        tables.append(effects(arms, knobs))
     if len(arms) == 1 and (read := samples_table(names, "setting", "What it wrote")):
         tables.append(read)
     return Section("All runs", "What was run, and how did it end?", answer.strip(), [c for c in drawn if c], tables)
