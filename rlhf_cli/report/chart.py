@@ -52,7 +52,7 @@ class Chart:
             y + d for s in self.series for y, e in zip(s.y, s.spread or [0.0] * len(s.y), strict=True) for d in (-e, e)
         ]
         low, high, bottom, top = min(xs), max(xs), min(ys), max(ys)
-        pad_x = (high - low) * 0.03 or 0.5
+        pad_x = (high - low) * (0.07 if self.ticks else 0.03) or 0.5
         pad_y = (top - bottom) * 0.06 or max(abs(top) * 0.1, 0.05)
         return low - pad_x, high + pad_x, bottom - pad_y, top + pad_y
 
@@ -86,7 +86,8 @@ def svg(chart: Chart) -> str:
     out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_spoken(chart))}">']
     for y in nice_ticks(y0, y1):
         out += [line("grid", LEFT, py(y), right, py(y)), text("tick", LEFT - 6, py(y) + 4, f"{y:g}", "end")]
-    out += [text("tick", px(x), floor + 16, words) for x, words in _x_ticks(chart, x0, x1)]
+    for x, words in _x_ticks(chart, x0, x1):
+        out += [text("tick", px(x), floor + 16 + 12 * row, part) for row, part in enumerate(words.split("\n"))]
     out += [line("axis", LEFT, floor, right, floor), text("label", (LEFT + right) / 2, HEIGHT - 6, chart.x_label)]
     out.append(text("label", 8, TOP - 10, chart.y_label, "start"))
     for s in chart.series:
@@ -138,8 +139,7 @@ def save(chart: Chart, folder: Path) -> None:
             _draw(axes, s, chart)
         axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
         if chart.ticks:
-            wide = sum(map(len, chart.ticks)) > 50
-            axes.set_xticks(range(len(chart.ticks)), chart.ticks, rotation=20 if wide else 0, fontsize=7 if wide else 9)
+            axes.set_xticks(range(len(chart.ticks)), chart.ticks, fontsize=7 if len(chart.ticks) > 5 else 9)
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(chart.series) > 1 and chart.legend:

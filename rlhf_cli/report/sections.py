@@ -238,7 +238,7 @@ def parallel(arms: list[Arm], knobs: list[tuple[str, list[float]]]) -> Chart | N
         series.append(
             Series(arm_name(arms[i], arms), [float(n) for n in range(len(axes))], heights, None, third, words)
         )
-    names = [f"{name} {min(column):.2g} to {max(column):.2g}" for name, column in axes]
+    names = [f"{name}\n{min(column):.2g} – {max(column):.2g}" for name, column in axes]
     return Chart("knobs and outcomes", "", "least to greatest", series, ticks=names, legend=False)
 
 
