@@ -83,12 +83,12 @@ def charts(runs: dict[str, list[Run]]) -> list[Chart]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/hacking"))
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--table", type=Path, default=None, help="where to write the table")
     arguments = parser.parse_args()
     runs: dict[str, list[Run]] = {setting: [] for setting in SETTINGS}
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for setting in SETTINGS:
             folder = arguments.out / f"{setting}_{seed}"
             train(setting, seed, folder)
