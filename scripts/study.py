@@ -1,6 +1,7 @@
 """The whole study: every part's runs (a run that two parts share is run once), the probe, the comparison, the page.
 
-    python scripts/study.py study=quick              headline comparisons with 3 seeds, the rest with 1
+    python scripts/study.py study=quick              headline comparisons with 3 seeds, the rest with 1; in miniature
+                                                     35 steps a run (scores level off by 20), three values a knob
     python scripts/study.py study=whole              3 seeds everywhere; says first how long it will take
     python scripts/study.py study=quick parts=reward_models,sweep_beta out=outputs/mine jobs=2 scale=mini
 
@@ -25,13 +26,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlhf_cli.commands.sweep import config_hash
 from rlhf_cli.config.compose import flat, plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.training.status import read_status
 
 HEADLINES = ("base_vs_instruct", "reward_models")
 PARTS = (
     *HEADLINES, "ngram_penalty", "prefix_length", "algorithms", "sweep_beta", "sweep_epsilon", "sweep_lambda",
 )  # fmt: skip
-OPTIONS = {"study": "quick", "scale": "auto", "out": "outputs/study", "parts": ",".join(PARTS), "jobs": ""}
+QUICK = {
+    "sweep_beta": ["algo.beta=0,0.03,0.3"],
+    "sweep_epsilon": ["algo.epsilon=0.05,0.2,0.5"],
+    "sweep_lambda": ["algo.lambda=0.8,0.95,1.0"],
+}
+QUICK_MINI = ["steps=35", "val.every=7"]
+"""The learning rate falls to 0 over a run's steps, so a shorter one is whole, too."""
+OPTIONS = {"study": "quick", "scale": "auto", "out": "", "parts": ",".join(PARTS), "jobs": ""}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,10 @@ def jobs_of(parts: list[str], study: str, scale: str, out: Path, extra: list[str
     """Every run of these parts once, in the order in which the parts come to it."""
     found: dict[str, Job] = {}
     for part in parts:
-        typed = [f"experiment={part}", f"scale={scale}", "tracking=none", *extra]
+        typed = [f"experiment={part}", f"scale={scale}", "tracking=none"]
+        if study == "quick":
+            typed += QUICK.get(part, []) + (QUICK_MINI if scale == "mini" else [])
+        typed += extra
         if study == "whole" or part not in HEADLINES:
             typed.append("seed=0,1,2" if study == "whole" else "seed=0")
         planned = plan("train", typed, multirun=True, config_dir=None)
@@ -134,7 +146,9 @@ def main(argv: list[str]) -> int:
         wrong = f"parts={unknown[0]}" if options["study"] in ("quick", "whole") else f"study={options['study']}"
         print(f"{wrong}: allowed are study=quick, study=whole and parts out of {', '.join(PARTS)}", file=sys.stderr)
         return 2
-    console, out = Console(), Path(options["out"])
+    console, out = Console(), Path(options["out"] or f"outputs/study_{options['study']}")
+    if options["scale"] == "auto":
+        options["scale"] = detected_scale()
     try:
         jobs = jobs_of(parts, options["study"], options["scale"], out, extra)
     except UserError as error:
