@@ -69,8 +69,8 @@ def table(out: Path, steps: int) -> str:
         f"Miniature task (a simulation), {steps} steps, val/score before training {start:.2f}; mean ± standard "
         "deviation over seeds. Each algorithm runs with its YAML's own keys and the learning rates of `scale=mini`: "
         "none was tuned for this table, so it compares compositions as shipped, not what each could reach. s/step is "
-        "the fastest seed's median on one thread. grpo_iterative refreshes its reference every 5 steps: its "
-        "KL is to the last one."
+        "the fastest seed's median on one thread. grpo_iterative refreshes its reference every 5 steps, the "
+        "last time just before the last validation: its KL is 0 there."
     )
     return f"# Every algorithm on one task\n\n{about}\n\n" + "\n".join(lines) + "\n"
 
