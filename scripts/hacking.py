@@ -1,10 +1,10 @@
-"""Does the hacking index tell a hacked run from an honest one? Three settings, eight seeds, a table and charts.
+"""Does the hacking index tell a hacked run from an honest one? Four settings, eight seeds, a table and charts.
 
     python scripts/hacking.py --out outputs/hacking --table outputs/hacking/table.md
 
 weak: the weaker classifier and no leash (algo.beta=0). sturdy: the same with the sturdier classifier and an n-gram
-penalty. leashed: that and the default KL. The index and its threshold were fixed on seeds 0 to 2; the rest are the
-test. A run that is done is not run again.
+penalty. weak_leashed, leashed: the same two with the default KL. The index and its threshold were fixed on seeds 0 to 2;
+the rest are the test. A run that is done is not run again.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from rlhf_cli.training.status import read_status
 SHARED = ["scale=mini", "tracking=none", "checkpoint.every=0", "val.every=5", "steps=30"]
 SETTINGS = {
     "weak": ["reward=roberta_base", "algo.beta=0"],
+    "weak_leashed": ["reward=roberta_base"],
     "sturdy": ["reward=roberta_large", "penalty.weight=1", "algo.beta=0"],
     "leashed": ["reward=roberta_large", "penalty.weight=1"],
 }

@@ -10,6 +10,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_cli.rl import head
 from rlhf_cli.rl.forward import response_logprobs, response_values
+from rlhf_cli.rl.gradients import adds, in_place
 from rlhf_cli.rl.head import token_logprobs
 from rlhf_cli.rl.packing import pack, packs, register
 from rlhf_cli.rl.quick import differentiable_twice, quicken
@@ -199,6 +200,37 @@ def test_quick_layers_compute_what_transformers_do_with_gradient(
     torch.testing.assert_close(unrecorded, found[0], atol=1e-12, rtol=0)
     with differentiable_twice():
         torch.testing.assert_close(response_logprobs(quick, rollout, temperature=0.9)[0], found[0], atol=0, rtol=0)
+
+
+def test_gradients_added_in_place_are_those_of_autograd(packing_model: Qwen2ForCausalLM) -> None:
+    """Over two micro-batches, embedding and tied head together; what was there before is added to."""
+    model = copy.deepcopy(packing_model).double().requires_grad_(True)
+    rollout = roll(packing_model, in_groups(prompts([3, 7, 5, 1], 9), 3))
+    micros = [rollout.select(slice(0, 5)).trimmed(), rollout.select(slice(5, 12)).trimmed()]
+
+    def loss(micro: Rollout) -> torch.Tensor:
+        logprobs, entropies = response_logprobs(model, micro, temperature=0.9)
+        return (logprobs.sin() + 0.3 * entropies).sum()
+
+    wanted = torch.autograd.grad(sum(map(loss, micros)), list(model.parameters()))
+    with in_place():
+        for micro in micros:
+            loss(micro).backward()
+    for had, want in zip((p.grad for p in model.parameters()), wanted, strict=True):
+        torch.testing.assert_close(had, want, atol=1e-11, rtol=1e-9)
+    assert not adds(model.lm_head.weight)
+
+
+def test_pieces_hold_as_many_tokens_as_so_many_of_the_longest_rows(model: Qwen2ForCausalLM) -> None:
+    rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 8))
+    total = rollout.prompt_lengths + rollout.lengths
+    order = total.argsort()
+    sorted_, total = rollout.select(order), total[order]
+    pieces = sorted_.pieces(4)
+    assert [i for piece in pieces for i in range(32)[piece]] == list(range(32))
+    assert all(len(total[piece]) * total[piece].max() <= 4 * total.max() for piece in pieces)
+    assert len(total[pieces[0]]) > 4
+    assert len(pieces) < 8
 
 
 def test_a_shared_prompt_is_packed_once_and_only_if_it_is_the_same(model: Qwen2ForCausalLM) -> None:

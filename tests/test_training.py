@@ -11,7 +11,9 @@ import wbread
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures import build
+from rlhf_cli.rl import forward
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training import update
 from rlhf_cli.training.status import read_status
 
 TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
@@ -116,6 +118,22 @@ def test_micro_batches_change_nothing(tmp_path: Path) -> None:
     assert train(tmp_path / "b", "optim.micro_batch_size=3", "rollout.micro_batch_size=5") == 0
     for one, other in zip(numbers(tmp_path / "a"), numbers(tmp_path / "b"), strict=True):
         for key, value in one.items():
+            assert other[key] == pytest.approx(value, rel=2e-3, abs=2e-3), key
+
+
+def test_the_critics_kept_forward_pass_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, kept = ["algo.epochs=2", "algo.minibatches=1", "optim.critic_lr=1e-3"], []
+    value_backward = update._value_backward
+    monkeypatch.setattr(
+        update, "_value_backward", lambda *given: (kept.append(given[2] is given[1].graph), value_backward(*given))
+    )
+    assert train(tmp_path / "kept", *one) == 0
+    assert sum(kept) == 3  # the first of each step's two epochs
+    monkeypatch.setattr(forward, "KEEP_BYTES", {})
+    assert train(tmp_path / "twice", *one) == 0
+    assert sum(kept) == 3
+    for one_row, other in zip(numbers(tmp_path / "kept"), numbers(tmp_path / "twice"), strict=True):
+        for key, value in one_row.items():
             assert other[key] == pytest.approx(value, rel=2e-3, abs=2e-3), key
 
 

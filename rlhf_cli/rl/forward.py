@@ -16,6 +16,19 @@ from rlhf_cli.rl.rollout import Rollout
 CHUNK_ELEMENTS = 2**26
 """Of the full KL: tokens × vocabulary held at once, 64M float32 numbers, 256 MB."""
 
+KEEP_BYTES = {"cpu": 2**28, "cuda": 2**32}
+"""Of a critic's activations, from reading the batch to learning from it."""
+
+
+def keepable(critic: Any, rollout: Rollout) -> bool:
+    """Whether a forward pass over the whole rollout can keep what its backward pass needs."""
+    config, device = critic.config, rollout.lengths.device.type
+    if config.model_type != "qwen2":
+        return False
+    tokens = int((rollout.prompt_lengths + rollout.lengths).sum())
+    numbers = tokens * config.num_hidden_layers * (2 * config.intermediate_size + 10 * config.hidden_size)
+    return 4 * numbers <= KEEP_BYTES.get(device, 0)
+
 
 def predicting_states(trunk: Any, rollout: Rollout) -> Float[Tensor, "M H"]:
     """Hidden states from which each response token was predicted, in the order of `responses[mask]`.

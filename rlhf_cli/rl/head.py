@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rlhf_cli.rl.gradients import gradient_of, rest
+
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 """Tokens × vocabulary worked on at once."""
 KEEP_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
@@ -51,17 +53,17 @@ class _TokenLogprobs(torch.autograd.Function):
             total[rows] = z
             logprobs[rows] = x.gather(1, labels[rows, None]).squeeze(1) - z.log()
             entropies[rows] = z.log() - x.mul_(e).sum(1) / z
-        ctx.save_for_backward(states, weight, labels, total, entropies, kept)
-        ctx.temperature = temperature
+        ctx.save_for_backward(states, labels, total, entropies, kept)
+        ctx.weight, ctx.temperature = weight, temperature
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        states, weight, labels, total, entropies, kept = ctx.saved_tensors
+        (states, labels, total, entropies, kept), weight = ctx.saved_tensors, ctx.weight
         d_states = torch.zeros_like(states)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
         wide = total.dtype
         for rows in _chunks(len(states), weight.shape[0], states):
             e = kept[rows] if kept is not None else _exponentials(states[rows], weight, ctx.temperature, wide)[0]
@@ -78,7 +80,7 @@ class _TokenLogprobs(torch.autograd.Function):
             torch.mm(d, weight, out=d_states[rows])
             if d_weight is not None:
                 d_weight.addmm_(d.T, states[rows])
-        return d_states, d_weight, None, None
+        return d_states, None if d_weight is None else rest(weight, d_weight), None, None
 
 
 def _exponentials(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlhf_cli.rl.gradients import adds, embed
 from rlhf_cli.rl.rollout import Rollout
 
 NAME = "rlhf_packed"
@@ -75,8 +76,10 @@ def packs(trunk: Any) -> bool:
 
 def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "N H"]:
     """Last hidden states of the packed tokens."""
+    ids, weight = packing.ids[None], trunk.embed_tokens.weight
+    embeds = torch.is_grad_enabled() and adds(weight)
     output: Any = trunk(
-        input_ids=packing.ids[None],
+        **({"inputs_embeds": embed(ids, weight)} if embeds else {"input_ids": ids}),
         position_ids=packing.positions[None],
         attention_mask={"full_attention": None},
         use_cache=False,

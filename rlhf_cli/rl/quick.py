@@ -2,8 +2,9 @@
 
 A layer's products are near the machine's peak; what stands between them (norms, rotations, the gated activation) is
 bound by memory, and each temporary of a megabyte is mapped and zeroed afresh by the system. Here temporaries that do
-not outlive an operation are in scratch memory, and what can be computed again in one pass is not kept. On a GPU, under
-autocast, and where a gradient is differentiated again (`differentiable_twice`), the layers are transformers' own.
+not outlive an operation are in scratch memory, the feed-forward half of a layer goes through the cache a few hundred
+tokens at a time, and what can be computed again in one pass is not kept. On a GPU, under autocast, and where a gradient
+is differentiated again (`differentiable_twice`), the layers are transformers' own.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.packing import attention
+
+CACHED_ELEMENTS = 2**17
+"""Tokens × intermediate size that go through the feed-forward at once: half a megabyte for each of its temporaries."""
+MIN_PIECE = 256
+"""Tokens at once at the least: below that the products lose more than the cache gains."""
 
 aten = torch.ops.aten
 _scratch: dict[str, Tensor] = {}
@@ -37,22 +44,34 @@ def differentiable_twice() -> Iterator[None]:
 def quicken(model: Any) -> Any:
     """Make a loaded Qwen2's layers quick ones; other models stay as they are."""
     if model.config.model_type == "qwen2" and model.config.hidden_act == "silu":
+        quick_layer, quick_norm = _quick_classes()
         for layer in model.base_model.layers:
-            layer.__class__ = _quick_layer()
+            layer.__class__ = quick_layer
+        model.base_model.norm.__class__ = quick_norm
     return model
 
 
 @cache
-def _quick_layer() -> type:
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+def _quick_classes() -> tuple[type, type]:
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
 
     class QuickLayer(Qwen2DecoderLayer):
         def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
-            if hidden_states.device.type != "cpu" or torch.is_autocast_enabled("cpu") or _twice[0]:
+            if _slow(hidden_states):
                 return super().forward(hidden_states, **options)
             return layer_forward(self, hidden_states, **options)
 
-    return QuickLayer
+    class QuickNorm(Qwen2RMSNorm):
+        def forward(self, hidden_states: Tensor) -> Tensor:
+            if _slow(hidden_states):
+                return super().forward(hidden_states)
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon)
+
+    return QuickLayer, QuickNorm
+
+
+def _slow(x: Tensor) -> bool:
+    return x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or _twice[0]
 
 
 def layer_forward(
@@ -76,10 +95,11 @@ def layer_forward(
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, inner.layer_idx)
     out, _none = attention(inner, query, key, value, attention_mask, scaling=inner.scaling, packing=packing)
-    x = x + linear(out.reshape(*h.shape[:-1], -1), inner.o_proj.weight)
+    rows = x.flatten(0, -2)
+    rows = torch.addmm(rows, out.reshape(len(rows), -1), inner.o_proj.weight.T)
     norm, mlp = layer.post_attention_layernorm, layer.mlp
-    h = rms_norm(x, norm.weight, norm.variance_epsilon)
-    return x + gated(h, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+    weights = (norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+    return feed_forward(rows, *weights, epsilon=norm.variance_epsilon).view(x.shape)
 
 
 def rms_norm(x: Float[Tensor, "*B H"], weight: Float[Tensor, " H"], epsilon: float) -> Float[Tensor, "*B H"]:
@@ -98,20 +118,17 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         scale = _norm_scale(x, epsilon)
-        ctx.save_for_backward(x, weight, scale)
+        ctx.save_for_backward(x, scale)
+        ctx.weight = weight
         return (x * scale).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        """With n = x · scale: d n = d · w and dx = scale (dn − n mean(dn · n))."""
-        x, weight, scale = ctx.saved_tensors
-        n = torch.mul(x, scale, out=scratch("norm", x))
-        product = torch.mul(d, n, out=scratch("product", x))
-        d_weight = product.flatten(0, -2).sum(0)
-        mean = product.mul_(weight).mean(-1, keepdim=True)
-        d_x = torch.mul(d, weight).addcmul_(n, mean, value=-1).mul_(scale)
-        return d_x, d_weight, None
+        (x, scale), weight = ctx.saved_tensors, ctx.weight
+        n = torch.mul(x, scale, out=scratch("n", x))
+        d_weight = gradient_of(weight)
+        return _norm_backward(d.clone(), n, weight, scale, d_weight), rest(weight, d_weight), None
 
 
 def rotate(
@@ -145,36 +162,80 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     return out
 
 
-def gated(
-    x: Float[Tensor, "*B H"], gate: Float[Tensor, "I H"], up: Float[Tensor, "I H"], down: Float[Tensor, "H I"]
-) -> Float[Tensor, "*B H"]:
-    """(silu(x gateᵀ) · x upᵀ) downᵀ."""
-    rows, shape = x.flatten(0, -2), (x.shape[:-1].numel(), len(gate))
+def feed_forward(
+    x: Float[Tensor, "N H"],
+    norm: Float[Tensor, " H"],
+    gate: Float[Tensor, "I H"],
+    up: Float[Tensor, "I H"],
+    down: Float[Tensor, "H I"],
+    *,
+    epsilon: float,
+) -> Float[Tensor, "N H"]:
+    """x + (silu(n gateᵀ) · n upᵀ) downᵀ of n = rms_norm(x), the second half of a layer."""
     if torch.is_grad_enabled():
-        return _Gated.apply(rows, gate, up, down).view(x.shape)
-    g, u = (torch.mm(rows, w.T, out=scratch(name, x, shape)) for w, name in ((gate, "gate"), (up, "up")))
-    return torch.mm(aten.silu.out(g, out=g).mul_(u), down.T).view(x.shape)
+        return _FeedForward.apply(x, norm, gate, up, down, epsilon)
+    out = torch.empty_like(x)
+    for rows in pieces(x, gate):
+        n = torch.mul(x[rows], _norm_scale(x[rows], epsilon), out=scratch("n", x[rows])).mul_(norm)
+        shape = (len(n), len(gate))
+        g, u = (torch.mm(n, w.T, out=scratch(name, x, shape)) for w, name in ((gate, "g"), (up, "u")))
+        torch.addmm(x[rows], aten.silu.out(g, out=g).mul_(u), down.T, out=out[rows])
+    return out
 
 
-class _Gated(torch.autograd.Function):
+def pieces(x: Tensor, gate: Tensor) -> list[slice]:
+    """Of the tokens, so that what the feed-forward does with them stays in the cache."""
+    size = max(MIN_PIECE, CACHED_ELEMENTS // len(gate))
+    return [slice(at, at + size) for at in range(0, len(x), size)]
+
+
+class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        g, u = x @ gate.T, x @ up.T
-        ctx.save_for_backward(x, g, u, gate, up, down)
-        return torch.mm(aten.silu.out(g, out=scratch("silu", g)).mul_(u), down.T)
+    def forward(ctx: Any, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, epsilon: float) -> Tensor:
+        scale, out = x.new_empty(len(x), 1), torch.empty_like(x)
+        g, u = (x.new_empty(len(x), len(gate)) for _ in range(2))
+        for rows in pieces(x, gate):
+            scale[rows] = _norm_scale(x[rows], epsilon)
+            n = torch.mul(x[rows], scale[rows], out=scratch("n", x[rows])).mul_(norm)
+            torch.mm(n, gate.T, out=g[rows])
+            torch.mm(n, up.T, out=u[rows])
+            h = aten.silu.out(g[rows], out=scratch("h", g[rows])).mul_(u[rows])
+            torch.addmm(x[rows], h, down.T, out=out[rows])
+        ctx.save_for_backward(x, scale, g, u)
+        ctx.weights = (norm, gate, up, down)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, ...]:
-        x, g, u, gate, up, down = ctx.saved_tensors
-        s = aten.silu.out(g, out=scratch("silu", g))
-        h = torch.mul(s, u, out=scratch("hidden", g))
-        d_down = d.T @ h
-        d_h = torch.mm(d, down, out=h)
-        d_u = s.mul_(d_h)
-        d_up, d_x = d_u.T @ x, d_u @ up
-        d_g = aten.silu_backward.grad_input(d_h.mul_(u), g, grad_input=d_h)
-        return d_x.addmm_(d_g, gate), d_g.T @ x, d_up, d_down
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, g, u = ctx.saved_tensors
+        norm, gate, up, down = ctx.weights
+        d_norm, d_gate, d_up, d_down = d_weights = [gradient_of(w) for w in ctx.weights]
+        d_x = torch.empty_like(x)
+        for rows in pieces(x, gate):
+            d_out, gate_rows = d[rows], g[rows]
+            n = torch.mul(x[rows], scale[rows], out=scratch("n", d_out))
+            weighted = torch.mul(n, norm, out=scratch("weighted", d_out))
+            s = aten.silu.out(gate_rows, out=scratch("s", gate_rows))
+            h = torch.mul(s, u[rows], out=scratch("h", gate_rows))
+            d_down.addmm_(d_out.T, h)
+            d_h = torch.mm(d_out, down, out=h)
+            d_u = s.mul_(d_h)
+            d_up.addmm_(d_u.T, weighted)
+            d_g = aten.silu_backward.grad_input(d_h.mul_(u[rows]), gate_rows, grad_input=d_h)
+            d_gate.addmm_(d_g.T, weighted)
+            d_n = torch.mm(d_u, up, out=weighted).addmm_(d_g, gate)
+            torch.add(d_out, _norm_backward(d_n, n, norm, scale[rows], d_norm), out=d_x[rows])
+        return d_x, *map(rest, ctx.weights, d_weights), None
+
+
+def _norm_backward(d: Tensor, n: Tensor, weight: Tensor, scale: Tensor, d_weight: Tensor) -> Tensor:
+    """The gradient of rms_norm in x, from n = x · scale: dn = d · w and dx = scale (dn − n mean(dn · n)). In place of
+    d; the gradient of the weight is added to `d_weight`."""
+    product = torch.mul(d, n, out=scratch("product", d))
+    d_weight.add_(product.flatten(0, -2).sum(0))
+    mean = product.mul_(weight).mean(-1, keepdim=True)
+    return d.mul_(weight).addcmul_(n, mean, value=-1).mul_(scale)
 
 
 def scratch(name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:

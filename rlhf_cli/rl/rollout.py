@@ -73,6 +73,17 @@ class Rollout(Record):
         prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
         return torch.cat([prompt, self.mask], 1)
 
+    def pieces(self, rows: int) -> list[slice]:
+        """Consecutive rows with, padding included, no more tokens than `rows` of the longest have."""
+        lengths = (self.prompt_lengths + self.lengths).tolist()
+        limit, found, start, widest = rows * max(lengths, default=0), [], 0, 0
+        for at, length in enumerate(lengths):
+            widest = max(widest, length)
+            if (at + 1 - start) * widest > limit:
+                found.append(slice(start, at))
+                start, widest = at, length
+        return [*found, slice(start, len(lengths))] if lengths else []
+
     def trimmed(self) -> "Rollout":
         """The same rollouts without columns that are padding in every row."""
         width, longest = int(self.prompt_lengths.max()), int(self.lengths.max())
@@ -116,10 +127,13 @@ class Experience(Record):
     values: Float[Tensor, "B R"]
     advantages: Float[Tensor, "B R"]
     returns: Float[Tensor, "B R"]
+    graph: Float[Tensor, "B R"] | None = None
+    """`values` with their graph, where it was kept: good for one backward pass, before the critic learns."""
 
     def select(self, indices: Tensor | slice) -> "Experience":
         """The rows `indices`, without columns that are padding in all of them."""
         rollout = self.rollout.select(indices).trimmed()
         longest = rollout.responses.shape[1]
         names = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")
-        return Experience(rollout, **{name: getattr(self, name)[indices, :longest] for name in names})
+        chosen = {name: getattr(self, name)[indices, :longest] for name in names}
+        return Experience(rollout, **chosen, graph=None if self.graph is None else self.graph[indices, :longest])

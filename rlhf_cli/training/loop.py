@@ -17,7 +17,7 @@ from rlhf_cli.rewards.penalty import overlong_penalty
 from rlhf_cli.rewards.scorer import Rewards, Texts
 from rlhf_cli.rl.advantages import constant_groups
 from rlhf_cli.rl.finite import check_finite
-from rlhf_cli.rl.forward import read, response_logprobs, response_values
+from rlhf_cli.rl.forward import keepable, read, response_logprobs, response_values
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
@@ -226,6 +226,7 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     wants_kl = algo.kl == "reward" and algo.kl_estimator == "full"
     head = lab.critic.score if isinstance(lab.critic, SharedCritic) else None
     reads = whole or algo.old_logprobs == "recompute" or wants_kl or head is not None
+    keeps = not whole and keeps_graph(lab, rollout)
     old, reference, values, full_kl, entropy, mismatch = [], [], [], [], [], []
     mine = distributed.share(len(rollout))
     for at in range(mine.start, mine.stop, size):
@@ -234,7 +235,8 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
             ref, _ = response_logprobs(lab.reference, micro, temperature=temperature)
             value = ref * 0
             if lab.critic is not None and head is None:
-                value = response_values(lab.critic, micro)
+                with torch.set_grad_enabled(keeps):
+                    value = response_values(lab.critic, micro)
             logprobs = micro.logprobs
             if reads:
                 reading = read(
@@ -256,13 +258,16 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
         values.append(value)
     width = rollout.responses.shape[1]
     zero = torch.zeros_like(rollout.logprobs)
+    with torch.set_grad_enabled(keeps):
+        graph = filled(values, width) if keeps else None
     experience = Experience(
         rollout,
         old_logprobs=stacked(old, width),
         ref_logprobs=stacked(reference, width),
-        values=stacked(values, width),
+        values=stacked(values, width).detach(),
         advantages=zero,
         returns=zero,
+        graph=graph,
     )
     metrics = {}
     if reads:
@@ -272,10 +277,23 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     return Hindsight(experience, stacked(full_kl, width) if full_kl else None, metrics)
 
 
+def keeps_graph(lab: Lab, rollout: Rollout) -> bool:
+    """Whether the critic's forward pass is also that of its first update: it learns from the whole batch at once, in
+    this process, and its activations fit."""
+    critic, config = lab.critic, lab.config
+    alone = distributed.world() == 1 and not distributed.is_split(critic)
+    fits = config.algo.minibatches == 1 and not config.optim.gradient_checkpointing
+    return alone and fits and critic is not None and not isinstance(critic, SharedCritic) and keepable(critic, rollout)
+
+
 def stacked(pieces: list[Tensor], width: int) -> Float[Tensor, "B R"]:
     """Rows of different widths, filled up with 0; those of this process, then of all."""
-    mine = torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
-    return distributed.rows(mine)
+    return distributed.rows(filled(pieces, width))
+
+
+def filled(pieces: list[Tensor], width: int) -> Float[Tensor, "b R"]:
+    """The rows of this process."""
+    return torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])
 
 
 def describe(experience: Experience, texts: Texts, rewards: Rewards) -> dict[str, float]:

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.rl.finite import NonFinite
-from rlhf_cli.rl.rollout import Rollout
 from rlhf_cli.tracking.jsonl import as_line
 from rlhf_cli.training import distributed
 from rlhf_cli.training.judge import judge
@@ -65,7 +64,7 @@ def settle(
     if distributed.is_first():
         dump(fault, lab, {**seen, **fault.evidence}, step, place)
     advice = next((text for sign, text in ADVICE.items() if sign in fault.what), "batch.safetensors")
-    text = f"step {step}: {fault}; the weights were not touched by it. Kept: {place}. Look at {advice}."
+    text = f"step {step}: {fault}; no weight was changed by it. Kept: {place}. Look at {advice}."
     if lab.config.on_nonfinite == "stop":
         raise RunFailed(f"{text} (on_nonfinite=skip leaves such steps out.)") from fault
     say(f"{text} The rest of this step is left out (on_nonfinite=skip).")
@@ -79,7 +78,7 @@ def dump(fault: NonFinite, lab: Lab, known: dict[str, Any], step: int, folder: P
     for record in (rollout, experience):
         for name in [field.name for field in fields(record)] if record else []:
             value = getattr(record, name)
-            if not isinstance(value, Rollout):
+            if isinstance(value, torch.Tensor) and name != "graph":
                 tensors[name] = value.detach().cpu().contiguous()
     scores = rewards.score if rewards else known.get("scores")
     if scores is not None:

@@ -16,6 +16,7 @@ from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.finite import NonFinite, check_finite
 from rlhf_cli.rl.forward import Reading, read, response_values
+from rlhf_cli.rl.gradients import in_place
 from rlhf_cli.rl.quick import differentiable_twice
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
@@ -125,10 +126,13 @@ class Pass:
     """The processes go through a model's layers together: none may break off, or start over, by itself."""
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
-        """Of this process's share."""
-        mine = distributed.share(len(experience.rollout))
-        for start in range(mine.start, mine.stop, self.micro_batch_size):
-            yield experience.select(slice(start, min(start + self.micro_batch_size, mine.stop)))
+        """Of this process's share: `micro_batch_size` rows, or more shorter ones, where no other process waits."""
+        share, size = distributed.share(len(experience.rollout)), self.micro_batch_size
+        mine = experience.select(share)
+        count = len(mine.rollout)
+        even = [slice(at, at + size) for at in range(0, count, size)]
+        for rows in even if self.lockstep else mine.rollout.pieces(size):
+            yield mine.select(rows)
 
     def fit(self, gradients: Callable[[int], "Sums"]) -> "Sums":
         """Gradients that fit this process's memory; NonFinite for all where it is so for one."""
@@ -235,11 +239,12 @@ def _minibatches(
 
 
 def side_by_side(rows: Tensor, experience: Experience) -> Tensor:
-    """The rows of a minibatch in the order that costs least: of one prompt together, whose tokens they share in a
-    micro-batch, or, where no two have one, of like length together."""
+    """The rows of a minibatch in the order that costs least: those of one prompt together, whose tokens they share in
+    a micro-batch, and groups of like length."""
     group, lengths = (x.cpu()[rows] for x in (experience.rollout.group, experience.rollout.lengths))
-    key = lengths if len(group.unique()) == len(group) else group
-    return rows[key.argsort(stable=True)]
+    groups, number = group.unique(return_inverse=True)
+    longest = torch.zeros_like(groups).scatter_reduce(0, number, lengths, "amax")
+    return rows[(longest[number] * len(groups) + number).argsort(stable=True)]
 
 
 @dataclass
@@ -324,8 +329,9 @@ def _actor_gradients(
     sums, settings = copy.copy(before), replace(settings, micro_batch_size=rows)
     actor.forget()
     total = settings.algorithm.total(minibatch)
-    for micro in settings.micro_batches(minibatch):
-        _actor_backward(settings, micro, actor, critic, total, sums, epoch=epoch, number=number)
+    with in_place(not settings.lockstep):
+        for micro in settings.micro_batches(minibatch):
+            _actor_backward(settings, micro, actor, critic, total, sums, epoch=epoch, number=number)
     return sums
 
 
@@ -334,10 +340,14 @@ def _critic_gradients(settings: Pass, minibatch: Experience, critic: Learner, be
     sums, settings = copy.copy(before), replace(settings, micro_batch_size=rows)
     critic.forget()
     total = settings.algorithm.total(minibatch)
-    for micro in settings.micro_batches(minibatch):
-        with settings.compute.autocast():
-            values = response_values(critic.model, micro.rollout)
-        _value_backward(settings, micro, values, total, sums)
+    with in_place(not settings.lockstep):
+        if minibatch.graph is not None and before.updates == 0 and rows == settings.micro_batch_size:
+            _value_backward(settings, minibatch, minibatch.graph, total, sums)
+            return sums
+        for micro in settings.micro_batches(minibatch):
+            with settings.compute.autocast():
+                values = response_values(critic.model, micro.rollout)
+            _value_backward(settings, micro, values, total, sums)
     return sums
 
 
