@@ -20,7 +20,8 @@ from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training.setup import Compute, algorithm
+from rlhf_cli.training.compute import Compute
+from rlhf_cli.training.setup import algorithm
 from rlhf_cli.training.update import Learner, Pass, TrustRegion, fisher_product, update
 
 ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))

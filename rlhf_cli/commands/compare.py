@@ -21,7 +21,7 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.training.checkpoint import find_checkpoint
     from rlhf_cli.training.folder import first_line
     from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.setup import model_path
+    from rlhf_cli.training.places import model_path
     from rlhf_cli.training.status import mark_reported, write_atomic
 
     def notify(text: str) -> None:

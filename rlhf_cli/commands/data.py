@@ -10,7 +10,8 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.config.compose import settle
     from rlhf_cli.data.prefixes import show
-    from rlhf_cli.training.setup import compute, prefixes
+    from rlhf_cli.training.compute import compute
+    from rlhf_cli.training.setup import prefixes
 
     config = settle("data", cfg, list(HydraConfig.get().overrides.task))
     print(f"scale={config.scale} · {config.data.name} from {config.data.source}", flush=True)

@@ -82,7 +82,7 @@ def devices(config: Any) -> Iterator[Finding]:
 
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.config.scale import _gpus
-    from rlhf_cli.training.setup import compute
+    from rlhf_cli.training.compute import compute
 
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
@@ -179,7 +179,8 @@ def training_step(config: Any) -> Finding:
     from rlhf_cli.rl.forward import read
     from rlhf_cli.rl.rollout import Experience, Prompts
     from rlhf_cli.rl.sampling import sample
-    from rlhf_cli.training.setup import algorithm, compute
+    from rlhf_cli.training.compute import compute
+    from rlhf_cli.training.setup import algorithm
     from rlhf_cli.training.update import Learner, Pass, update
 
     begin = time.monotonic()

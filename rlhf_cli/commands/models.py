@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.miniatures.build import MINIATURES
     from rlhf_cli.miniatures.report import show
-    from rlhf_cli.training.setup import miniature_path
+    from rlhf_cli.training.places import miniature_path
 
     print(
         f"scale={config.scale}: miniatures of {config.data.source} text, kept in {config.cache_dir}",

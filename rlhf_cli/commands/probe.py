@@ -21,7 +21,8 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.evaluation.probe import probe, rates
     from rlhf_cli.models.load import class_index
     from rlhf_cli.rewards.classifier import Classifier
-    from rlhf_cli.training.setup import classifier_path, compute
+    from rlhf_cli.training.compute import compute
+    from rlhf_cli.training.places import classifier_path
     from rlhf_cli.training.status import write_atomic
 
     hydra = HydraConfig.get()

@@ -11,10 +11,12 @@ from rlhf_cli.config.schema import RewardTrainConfig
 from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
 from rlhf_cli.tracking.compose import make_trackers
+from rlhf_cli.training.compute import compute
 from rlhf_cli.training.folder import begun, first_line
 from rlhf_cli.training.loop import roll_out
+from rlhf_cli.training.places import trunk_path
 from rlhf_cli.training.reward_model import examine, fit
-from rlhf_cli.training.setup import Lab, compute, make_lab, trunk_path
+from rlhf_cli.training.setup import Lab, make_lab
 from rlhf_cli.training.signals import StopRequest, stop_on_signals
 from rlhf_cli.training.status import Interrupted, write_atomic, write_status
 

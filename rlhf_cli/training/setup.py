@@ -1,7 +1,6 @@
-"""From a checked config to the things a run works with. The one place that reads the whole config."""
+"""From a checked config to the things a run works with."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -10,38 +9,23 @@ from typing import Any
 import torch
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.folders import check_writable
-from rlhf_cli.config.schema import Config, Endpoint, Gold, Model, RewardTrainConfig
-from rlhf_cli.data.lexicon import vader_labels, vader_share
+from rlhf_cli.config.schema import Config
+from rlhf_cli.data.lexicon import vader_labels
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
 from rlhf_cli.models.memory import Memory
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.classifier import Classifier
-from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.process import increments
-from rlhf_cli.rewards.rule import form
-from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
+from rlhf_cli.rewards.scorer import Score, Scorer, Texts
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Rollout
-from rlhf_cli.training import distributed
+from rlhf_cli.training.compute import Compute, compute
 from rlhf_cli.training.continual import Continual
+from rlhf_cli.training.places import classifier_path, critic_path, kept_in, model_path
 from rlhf_cli.training.pretraining import Pretraining
-
-MINIATURE_SEED = 0
-"""The miniatures are fixed, as hub models are: a run's seed does not change its starting point."""
-
-
-@dataclass(frozen=True)
-class Compute:
-    """Where and in which dtype forward passes run; master weights are float32."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+from rlhf_cli.training.rewards import continual, scorer, source
 
 
 @dataclass
@@ -92,53 +76,8 @@ class Lab:
         return increments(self.scorer.score, texts, decode, every=every, width=width).to(self.compute.device)
 
 
-def compute(config: Config) -> Compute:
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and distributed.world() > 1:
-        name = str(distributed.local_device())
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
-    )
-    return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)
-
-
 def pad_id(tokenizer: Any, eos: tuple[int, ...]) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos[0]
-
-
-def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
-    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (built if missing)."""
-    if model.path:
-        return str(model.path)
-    if config.scale == "full":
-        return str(model.hub)
-    return miniature_path(model.name, config, notify)
-
-
-def critic_path(config: Config, actor: str, notify: Callable[[str], None]) -> str:
-    """The critic's model; one named as the actor follows it to the folder that was typed for the actor."""
-    follows = config.critic.path is None and config.critic.name == config.actor.name
-    return actor if follows else model_path(config.critic, config, notify)
-
-
-def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
-    from rlhf_cli.miniatures.build import miniature
-
-    source = "generated" if config.data.source == "imdb" else config.data.source
-    with kept_in(config.cache_dir) as cache:
-        return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
-
-
-@contextmanager
-def kept_in(cache_dir: str) -> Iterator[Path]:
-    """The cache's folder; that it cannot be written is said when something is to be kept there, not before."""
-    try:
-        yield Path(cache_dir).expanduser()
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        check_writable(cache_dir, "cache_dir")
-        raise error
 
 
 def algorithm(config: Config) -> Algorithm:
@@ -188,88 +127,6 @@ def pretraining(config: Config, tokenizer: Any, tested: set[str]) -> Pretraining
 PTX_TEXTS = 2000
 
 
-def continual(
-    config: Config, learned: LearnedReward | None, where: Compute, notify: Callable[[str], None]
-) -> Continual | None:
-    """What trains the reward model on during the run, if `algo.retrain_epochs` asks for it."""
-    algo, reward = config.algo, config.reward
-    if not algo.retrain_epochs or learned is None:
-        return None
-    path = classifier_path(algo.retrain_judge or "roberta_large", config, notify)
-    judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
-    return Continual(
-        reward=learned,
-        judge=lambda texts: judge.score(texts.view(reward.text), reward.target),
-        history=algo.retrain_history,
-        epochs=algo.retrain_epochs,
-        batch=16,
-        lr=algo.retrain_lr,
-        seed=config.seed,
-    )
-
-
-def scorer(
-    config: Config, where: Compute, notify: Callable[[str], None], *, learned_path: str | None = None
-) -> tuple[Scorer, LearnedReward | None]:
-    """The reward, and the model behind it where it is a learned one; `learned_path` is a checkpoint's."""
-    reward, penalty = config.reward, config.penalty
-    learned: LearnedReward | None = None
-    sources: dict[str, Score] = {}
-    for name, judge in reward.all_sources.items():
-        if judge.name == "learned" and not judge.fn:
-            model = learned_reward(judge, where, path=learned_path)
-            learned = model if judge is reward else None
-            sources[name] = partial(_learned_score, model, judge.text)
-        else:
-            sources[name] = source(judge, config, where, notify)
-    weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
-    return Scorer(sources, weights, reward.combine, penalty.weight, penalty.sizes, penalty.level), learned
-
-
-def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tensor:
-    return model.score(texts.view(view))
-
-
-def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> LearnedReward:
-    return LearnedReward(
-        path or str(judge.path),
-        device=where.device,
-        batch_size=judge.batch_size,
-        dtype=torch.float32,
-        normalize=judge.normalize,
-    )
-
-
-def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
-    """One judge, on the view of the texts that its config names; what it lacks stops here, not after a rollout."""
-    if judge.fn:
-        return python_score(judge.fn)
-    if judge.name == "vader":
-        return lambda texts: torch.tensor(vader_share(texts.view(judge.text), judge.target))
-    if judge.form:
-        rule = judge.form.model_dump()
-        return lambda texts: torch.tensor([form(text, **rule) for text in texts.view(judge.text)])
-    if judge.endpoint:
-        ask = language_model(judge.endpoint, Path(config.cache_dir).expanduser())
-        return lambda texts: ask.score(texts.view(judge.text))
-    path = model_path(judge, config, notify)
-    classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
-    classifier.score(["A film."], judge.target)
-    return lambda texts: classifier.score(texts.view(judge.text), judge.target)
-
-
-def language_model(endpoint: Endpoint, cache: Path) -> Any:
-    from rlhf_cli.rewards.judge import Judge, JudgeError
-
-    options = endpoint.model_dump()
-    judge = Judge(options.pop("url"), options.pop("model"), **options, cache=cache / "judge.sqlite")
-    try:
-        judge.score(["A film."])
-    except JudgeError as error:
-        raise UserError(f"reward.endpoint: {error} (check reward.endpoint.url, .model and .key_env)") from None
-    return judge
-
-
 def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> Any:
     """The balanced prefix data set (a `datasets.DatasetDict`), from the cache or built now."""
     from rlhf_cli.data.prefixes import load_prefixes
@@ -296,27 +153,6 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
             label=label,
             cache_dir=cache,
         )
-
-
-CLASSIFIERS = {
-    "roberta_large": "j-hartmann/sentiment-roberta-large-english-3-classes",
-    "roberta_base": "cardiffnlp/twitter-roberta-base-sentiment-latest",
-}
-
-
-def classifier_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
-    """Of a named classifier at this run's scale; other names are folders or hub ids already."""
-    if name not in CLASSIFIERS:
-        return name
-    return model_path(Model(name=name, hub=CLASSIFIERS[name], path=None), config, notify)
-
-
-def trunk_path(config: RewardTrainConfig, notify: Callable[[str], None]) -> str:
-    """Where a new reward model starts: what was typed, else the judge's model, else (it has none) roberta_large."""
-    judge = config.reward
-    if config.reward_train.start or not (judge.path or judge.hub):
-        return classifier_path(config.reward_train.start or "roberta_large", config, notify)
-    return model_path(judge, config, notify)
 
 
 def make_lab(

@@ -22,7 +22,7 @@ from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
 from rlhf_cli.training import distributed
-from rlhf_cli.training.setup import Compute
+from rlhf_cli.training.compute import Compute
 
 
 @dataclass

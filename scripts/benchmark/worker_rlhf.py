@@ -63,7 +63,8 @@ def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overri
     from rlhf_cli.models.load import load_actor, load_critic
     from rlhf_cli.rewards.classifier import Classifier
     from rlhf_cli.rewards.scorer import Scorer
-    from rlhf_cli.training.setup import Lab, compute
+    from rlhf_cli.training.compute import compute
+    from rlhf_cli.training.setup import Lab
 
     config = plan(
         "train",

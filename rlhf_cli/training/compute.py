@@ -1,0 +1,32 @@
+"""The device and the dtype of a run."""
+
+from dataclasses import dataclass
+
+import torch
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import Config
+from rlhf_cli.training import distributed
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which dtype forward passes run; master weights are float32."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+
+def compute(config: Config) -> Compute:
+    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and distributed.world() > 1:
+        name = str(distributed.local_device())
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
+    bf16 = config.precision == "bf16" or (
+        config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
+    )
+    return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)

@@ -1,0 +1,65 @@
+"""Which folder or hub id a name in the config stands for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.folders import check_writable
+from rlhf_cli.config.schema import Config, Model, RewardTrainConfig
+
+MINIATURE_SEED = 0
+"""The miniatures are fixed, as hub models are: a run's seed does not change its starting point."""
+
+CLASSIFIERS = {
+    "roberta_large": "j-hartmann/sentiment-roberta-large-english-3-classes",
+    "roberta_base": "cardiffnlp/twitter-roberta-base-sentiment-latest",
+}
+
+
+def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
+    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (built if missing)."""
+    if model.path:
+        return str(model.path)
+    if config.scale == "full":
+        return str(model.hub)
+    return miniature_path(model.name, config, notify)
+
+
+def critic_path(config: Config, actor: str, notify: Callable[[str], None]) -> str:
+    """The critic's model; one named as the actor follows it to the folder that was typed for the actor."""
+    follows = config.critic.path is None and config.critic.name == config.actor.name
+    return actor if follows else model_path(config.critic, config, notify)
+
+
+def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
+    from rlhf_cli.miniatures.build import miniature
+
+    source = "generated" if config.data.source == "imdb" else config.data.source
+    with kept_in(config.cache_dir) as cache:
+        return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
+
+
+@contextmanager
+def kept_in(cache_dir: str) -> Iterator[Path]:
+    """The cache's folder; that it cannot be written is said when something is to be kept there, not before."""
+    try:
+        yield Path(cache_dir).expanduser()
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        check_writable(cache_dir, "cache_dir")
+        raise error
+
+
+def classifier_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
+    """Of a named classifier at this run's scale; other names are folders or hub ids already."""
+    if name not in CLASSIFIERS:
+        return name
+    return model_path(Model(name=name, hub=CLASSIFIERS[name], path=None), config, notify)
+
+
+def trunk_path(config: RewardTrainConfig, notify: Callable[[str], None]) -> str:
+    """Where a new reward model starts: what was typed, else the judge's model, else (it has none) roberta_large."""
+    judge = config.reward
+    if config.reward_train.start or not (judge.path or judge.hub):
+        return classifier_path(config.reward_train.start or "roberta_large", config, notify)
+    return model_path(judge, config, notify)

@@ -1,0 +1,101 @@
+"""From a checked config to its judges: each source of the reward, the gold judge, and what trains a learned one on."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.schema import Config, Endpoint, Gold
+from rlhf_cli.data.lexicon import vader_share
+from rlhf_cli.rewards.classifier import Classifier
+from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.rule import form
+from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
+from rlhf_cli.training.compute import Compute
+from rlhf_cli.training.continual import Continual
+from rlhf_cli.training.places import classifier_path, model_path
+
+
+def scorer(
+    config: Config, where: Compute, notify: Callable[[str], None], *, learned_path: str | None = None
+) -> tuple[Scorer, LearnedReward | None]:
+    """The reward, and the model behind it where it is a learned one; `learned_path` is a checkpoint's."""
+    reward, penalty = config.reward, config.penalty
+    learned: LearnedReward | None = None
+    sources: dict[str, Score] = {}
+    for name, judge in reward.all_sources.items():
+        if judge.name == "learned" and not judge.fn:
+            model = learned_reward(judge, where, path=learned_path)
+            learned = model if judge is reward else None
+            sources[name] = partial(_learned_score, model, judge.text)
+        else:
+            sources[name] = source(judge, config, where, notify)
+    weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
+    return Scorer(sources, weights, reward.combine, penalty.weight, penalty.sizes, penalty.level), learned
+
+
+def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tensor:
+    return model.score(texts.view(view))
+
+
+def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> LearnedReward:
+    return LearnedReward(
+        path or str(judge.path),
+        device=where.device,
+        batch_size=judge.batch_size,
+        dtype=torch.float32,
+        normalize=judge.normalize,
+    )
+
+
+def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
+    """One judge, on the view of the texts that its config names; what it lacks stops here, not after a rollout."""
+    if judge.fn:
+        return python_score(judge.fn)
+    if judge.name == "vader":
+        return lambda texts: torch.tensor(vader_share(texts.view(judge.text), judge.target))
+    if judge.form:
+        rule = judge.form.model_dump()
+        return lambda texts: torch.tensor([form(text, **rule) for text in texts.view(judge.text)])
+    if judge.endpoint:
+        ask = language_model(judge.endpoint, Path(config.cache_dir).expanduser())
+        return lambda texts: ask.score(texts.view(judge.text))
+    path = model_path(judge, config, notify)
+    classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
+    classifier.score(["A film."], judge.target)
+    return lambda texts: classifier.score(texts.view(judge.text), judge.target)
+
+
+def language_model(endpoint: Endpoint, cache: Path) -> Any:
+    from rlhf_cli.rewards.judge import Judge, JudgeError
+
+    options = endpoint.model_dump()
+    judge = Judge(options.pop("url"), options.pop("model"), **options, cache=cache / "judge.sqlite")
+    try:
+        judge.score(["A film."])
+    except JudgeError as error:
+        raise UserError(f"reward.endpoint: {error} (check reward.endpoint.url, .model and .key_env)") from None
+    return judge
+
+
+def continual(
+    config: Config, learned: LearnedReward | None, where: Compute, notify: Callable[[str], None]
+) -> Continual | None:
+    """What trains the reward model on during the run, if `algo.retrain_epochs` asks for it."""
+    algo, reward = config.algo, config.reward
+    if not algo.retrain_epochs or learned is None:
+        return None
+    path = classifier_path(algo.retrain_judge or "roberta_large", config, notify)
+    judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+    return Continual(
+        reward=learned,
+        judge=lambda texts: judge.score(texts.view(reward.text), reward.target),
+        history=algo.retrain_history,
+        epochs=algo.retrain_epochs,
+        batch=16,
+        lr=algo.retrain_lr,
+        seed=config.seed,
+    )
