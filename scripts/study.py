@@ -39,7 +39,7 @@ QUICK = {
     "sweep_lambda": ["algo.lambda=0.8,0.95,1.0"],
 }
 QUICK_MINI = ["steps=35", "val.every=7"]
-"""The learning rate falls to 0 over a run's steps, so a shorter one is whole, too."""
+"""The learning rate comes to 0 at a run's end, whatever its steps, so a shorter one is whole, too."""
 OPTIONS = {"study": "quick", "scale": "auto", "out": "", "parts": ",".join(PARTS), "jobs": ""}
 
 

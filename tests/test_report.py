@@ -17,6 +17,7 @@ from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
 from rlhf_cli.report.knobs import Arm, arms, comparisons
 from rlhf_cli.report.page import sections_of
 from rlhf_cli.report.runs import find
+from rlhf_cli.report.sections import arm_name
 
 HOSTILE = "</td><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> {{ 7*7 }}"
 
@@ -87,6 +88,44 @@ def test_noise_is_called_noise(tmp_path: Path) -> None:
         make(tmp_path / f"b{seed}", ["actor=qwen_base", f"seed={seed}"], [0.4, 0.75 + 0.1 * seed])
     (comparison,) = comparisons(arms(find([str(tmp_path)])[0]))
     assert "within what the seeds scatter" in compared(comparison.arms, "val/score")
+
+
+def test_a_key_of_no_knob_is_compared_and_named(tmp_path: Path) -> None:
+    for gamma in (0.9, 1.0):
+        make(tmp_path / f"g{gamma}", [f"algo.gamma={gamma}"], [0.4, 0.5 + gamma / 10])
+    found = arms(find([str(tmp_path)])[0])
+    (comparison,) = comparisons(found)
+    assert (comparison.knob.name, list(comparison.arms)) == ("algo.gamma", [0.9, 1.0])
+    assert [arm_name(arm, found) for arm in found] == ["algo.gamma 0.9", "algo.gamma 1.0"]
+
+
+def test_comparisons_of_a_crossed_sweep_are_told_apart(tmp_path: Path) -> None:
+    for reward in ("roberta_base", "roberta_large"):
+        for beta in (0, 0.1):
+            make(tmp_path / f"{reward}{beta}", [f"reward={reward}", f"algo.beta={beta}"], [0.4, 0.9 - beta])
+    runs = find([str(tmp_path)])[0]
+    betas = [c for c in comparisons(arms(runs)) if c.knob.name == "beta"]
+    assert [c.context for c in betas] == ["reward=roberta_base", "reward=roberta_large"]
+    names = [chart.name for section in sections_of(runs, [], []) for chart in section.charts]
+    assert len(names) == len(set(names))
+
+
+def test_a_crossed_knob_is_judged_in_pairs(tmp_path: Path) -> None:
+    """The other knob moves the score by more than this one: only pairs of runs that share it can tell."""
+    for i, epsilon in enumerate((0.1, 0.2, 0.3, 0.4)):
+        for beta in (0.0, 0.1):
+            ends = [0.4, 0.3 + 0.2 * i - beta + 0.002 * i]
+            make(tmp_path / f"{epsilon}{beta}", [f"algo.epsilon={epsilon}", f"algo.beta={beta}"], ends)
+    section = next(s for s in sections_of(find([str(tmp_path)])[0], [], []) if s.title == "beta")
+    assert "from 0 to 0.1 the score changes by -0.10 ± 0.00;" in section.answer
+    assert "over 4 settings" in section.answer
+
+
+def test_a_sweep_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
+    for epsilon in (0.1, 0.2, 0.3):
+        for beta in (0.0, 0.1):
+            make(tmp_path / f"{epsilon}{beta}", [f"algo.epsilon={epsilon}", f"algo.beta={beta}"], [0.4])
+    assert all(chart.series for s in sections_of(find([str(tmp_path)])[0], [], []) for chart in s.charts)
 
 
 def test_ticks_are_round_and_a_flat_line_has_a_chart() -> None:

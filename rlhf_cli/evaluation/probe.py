@@ -57,18 +57,19 @@ def probe(
 ) -> list[Reading]:
     """Every model's reading of every text in every wrapping; a model gives probabilities in the order of SENTIMENTS.
 
-    `prefixes`: what the texts continue. They are then read bare without it, and with it in every other wrapping.
+    `prefixes`: what the texts continue. They are then read bare without it, and with it in every other wrapping; a
+    chat's flips are those against prefix and text, so that what flips is the chat.
     """
     readings = []
     whole = [joined(p, t) for p, t in zip(prefixes, texts, strict=True)] if prefixes else texts
     wrappings = ("bare", "prefix", *WRAPPINGS[1:]) if prefixes else WRAPPINGS
     for name, judge in models.items():
-        bare: list[str] = []
+        plain: list[str] = []
         for wrapping in wrappings:
             material = texts if wrapping == "bare" else whole
             rows = judge([wrapped(text, wrapping, system) for text in material]).tolist()
             labels = [SENTIMENTS[max(range(3), key=row.__getitem__)] for row in rows]
-            bare = bare or list(labels)
+            plain = plain or list(labels)
             readings += [
                 Reading(
                     model=name,
@@ -76,11 +77,12 @@ def probe(
                     text=i,
                     label=label,
                     probabilities=dict(zip(SENTIMENTS, row, strict=True)),
-                    flipped=label != bare[i],
+                    flipped=label != plain[i],
                     misread=None if (truth := known[i]) is None else label != truth,
                 )
                 for i, (label, row) in enumerate(zip(labels, rows, strict=True))
             ]
+            plain = list(labels) if wrapping == "prefix" else plain
     return readings
 
 

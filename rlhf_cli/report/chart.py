@@ -39,11 +39,14 @@ class Chart:
     ticks: list[str] | None = None
     """Names for x = 0, 1, 2 … where x is no number."""
     legend: bool = True
+    number: int = 1
+    """Of the charts whose files would have one name."""
 
     @property
     def name(self) -> str:
         """For a file."""
-        return "".join(c if c.isalnum() else "_" for c in self.title.lower()).strip("_")[:80]
+        plain = "".join(c if c.isalnum() else "_" for c in self.title.lower()).strip("_")[:80]
+        return plain if self.number == 1 else f"{plain}_{self.number}"
 
     def limits(self) -> tuple[float, float, float, float]:
         """(least x, greatest x, least y, greatest y) with a little room."""

@@ -110,17 +110,40 @@ def comparisons(found: list[Arm]) -> list[Comparison]:
             groups.setdefault(_frozen(_without(arm.config, (*INCIDENTAL, *knob.keys))), []).append(arm)
         matched = [chosen for group in groups.values() if len(chosen := _one_each(knob, group, found)) > 1]
         rest = [_without(next(iter(chosen.values())).config, (*INCIDENTAL, *knob.keys)) for chosen in matched]
-        telling = sorted(_differing(rest))
+        telling = _telling(rest)
         for chosen, config in zip(matched, rest, strict=True):
-            context = ", ".join(f"{key}={config.get(key)}" for key in telling if not key.endswith((".hub", ".name")))
+            context = ", ".join(f"{key.removesuffix('.name')}={config.get(key)}" for key in telling)
             result.append(Comparison(knob, chosen, context))
     return result
 
 
+def _telling(configs: list[dict[str, Any]]) -> list[str]:
+    """Keys that tell these configs apart: of those that follow from another one, only that; names before the rest."""
+    kept: list[str] = []
+    for key in sorted(_differing(configs), key=lambda k: (not k.endswith(".name"), k)):
+        if not any(_follows([c.get(key) for c in configs], [c.get(other) for c in configs]) for other in kept):
+            kept.append(key)
+    return kept
+
+
+def _follows(values: list[Any], settings: list[Any]) -> bool:
+    """Whether each setting has one value only."""
+    pairs = {(repr(s), repr(v)) for s, v in zip(settings, values, strict=True)}
+    return len(pairs) == len(set(map(repr, settings)))
+
+
 def other_keys(found: list[Arm]) -> list[str]:
-    """The keys that vary and belong to no knob."""
-    differing = _differing([_without(arm.config, INCIDENTAL) for arm in found])
-    return sorted(key for key in differing if not any(_covers(knob.keys, key) for knob in KNOBS))
+    """The keys that vary and do not follow from the setting of a knob that they belong to."""
+    configs = [arm.config for arm in found]
+    differing = _differing([_without(config, INCIDENTAL) for config in configs])
+
+    def told(key: str) -> bool:
+        values = [config.get(key) for config in configs]
+        owners = [knob for knob in KNOBS if _covers(knob.keys, key)]
+        named = key.endswith(".hub") and key.replace(".hub", ".name") in differing
+        return named or any(_follows(values, [knob.setting(config) for config in configs]) for knob in owners)
+
+    return sorted(key for key in differing if not told(key))
 
 
 def _one_each(knob: Knob, group: list[Arm], everywhere: list[Arm]) -> dict[Any, Arm]:

@@ -1,6 +1,7 @@
 """The page: sections and what they rest on, in one self-contained HTML file. Generated text is escaped by Jinja."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,21 @@ def sections_of(runs: list[Run], probes: list[dict[str, Any]], compares: list[di
     found = arms(runs)
     made = [overview(runs, found)] if runs else []
     made += sections_for(comparisons(found))
-    return made + [probe_section(probe) for probe in probes] + [compare_section(c) for c in compares]
+    return distinct(made + [probe_section(probe) for probe in probes] + [compare_section(c) for c in compares])
+
+
+def distinct(sections: list[Section]) -> list[Section]:
+    """The same, with a number for each chart whose file would be another one of these."""
+    seen: dict[str, int] = {}
+    made = []
+    for section in sections:
+        charts = []
+        for chart in section.charts:
+            seen[chart.name] = seen.get(chart.name, 0) + 1
+            again = seen[chart.name] > 1
+            charts.append(replace(chart, number=seen[chart.name]) if again else chart)
+        made.append(replace(section, charts=charts))
+    return made
 
 
 def write(

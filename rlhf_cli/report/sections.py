@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
 from rlhf_cli.evaluation.compare import moods
-from rlhf_cli.report.answers import compared, first_to_hack, label, shown
+from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, other_keys
 from rlhf_cli.report.runs import Run
@@ -187,14 +187,18 @@ def grid(found: list[Comparison]) -> Section:
             points = [
                 (float(settings.index(s)), arm) for s, arm in comparison.arms.items() if arm.mean(metric) is not None
             ]
-            y = [arm.mean(metric) or 0.0 for _, arm in points]
-            series.append(Series(comparison.context, [x for x, _ in points], y, None, style))
-        title = f"{label(metric)} by {knob.name}"
-        drawn.append(Chart(title, knob.name, label(metric), series, ticks=[f"{s:g}" for s in settings]))
-    pooled = {s: [run for c in found if s in c.arms for run in c.arms[s].runs] for s in settings}
-    arms = {s: Arm(runs[0].config, runs) for s, runs in pooled.items()}
-    told = " ".join(sentence for metric in ENDS if (sentence := compared(arms, metric)))
-    return Section(knob.name, knob.question, f"Over all settings of the other knobs: {told}", drawn)
+            if points:
+                y = [arm.mean(metric) or 0.0 for _, arm in points]
+                series.append(Series(comparison.context, [x for x, _ in points], y, None, style))
+        if series:
+            title = f"{label(metric)} by {knob.name}"
+            drawn.append(Chart(title, knob.name, label(metric), series, ticks=[f"{s:g}" for s in settings]))
+    low, high = settings[0], settings[-1]
+    sides = [(c.arms[low], c.arms[high]) for c in found if low in c.arms and high in c.arms]
+    told = [paired(sides, metric, f"from {low:g} to {high:g}") for metric in ENDS]
+    said = "; ".join(sentence.rstrip(".") for sentence in told if sentence)
+    answer = f"All else alike, {said} (mean ± standard error over {len(sides)} settings of the others)." if said else ""
+    return Section(knob.name, knob.question, answer, drawn)
 
 
 def sections_for(comparisons: list[Comparison]) -> list[Section]:
@@ -313,7 +317,11 @@ def probe_section(content: dict[str, Any]) -> Section:
         interval = f"{r['flip_low']:.3f} to {r['flip_high']:.3f}"
         rows.append([r["model"], r["wrapping"], f"{r['flips']} of {r['texts']}", f"{r['flip_rate']:.3f}", interval])
         told.append(f"{r['model']} in {r['wrapping']}: {100 * r['flip_rate']:.1f} %")
-    table = Table("Labels that differ from the same text bare", ["model", "wrapping", "flips", "rate", "95 %"], rows)
+    table = Table(
+        "Labels that differ from those of the same text without the chat",
+        ["model", "wrapping", "flips", "rate", "95 %"],
+        rows,
+    )
     readings = [r for r in content["readings"] if r["text"] == 0]
     columns = ["model", "wrapping", "label", "negative", "neutral", "positive"]
     example: list[Row] = []
@@ -323,7 +331,7 @@ def probe_section(content: dict[str, Any]) -> Section:
     return Section(
         "Reward model probe",
         "Does wrapping a text as a chat flip a reward model's label?",
-        "Flipped against the bare text: " + "; ".join(told) + ".",
+        "Labels that the wrapping flips: " + "; ".join(told) + ".",
         tables=[table, Table(f"One text: {words}", columns, example)],
     )
 

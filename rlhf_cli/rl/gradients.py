@@ -44,22 +44,23 @@ def rest(weight: Tensor, gradient: Tensor) -> Tensor | None:
     return None if adds(weight) else gradient
 
 
-def embed(ids: Tensor, weight: Tensor) -> Tensor:
-    """weight[ids], [*B] -> [*B, H], of a weight that `adds`."""
-    return cast(Tensor, _Embedding.apply(ids, weight))
+def embed(ids: Tensor, table: torch.nn.Embedding) -> Tensor:
+    """What the table gives for ids, [*B] -> [*B, H]; its padding token learns nothing."""
+    return cast(Tensor, _Embedding.apply(ids, table.weight, table.padding_idx))
 
 
 class _Embedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.weight = weight
+        ctx.weight, ctx.padding = weight, padding
         return torch.nn.functional.embedding(ids, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[None, Tensor | None]:
-        (ids,) = ctx.saved_tensors
-        rows = d.flatten(0, -2)
-        gradient_of(ctx.weight).scatter_add_(0, ids.flatten()[:, None].expand_as(rows), rows)
-        return None, None
+    def backward(ctx: Any, d: Tensor) -> tuple[None, Tensor | None, None]:
+        ids, rows = ctx.saved_tensors[0].flatten(), d.flatten(0, -2)
+        if ctx.padding is not None:
+            rows = rows.masked_fill((ids == ctx.padding)[:, None], 0)
+        gradient = gradient_of(ctx.weight).scatter_add_(0, ids[:, None].expand_as(rows), rows)
+        return None, rest(ctx.weight, gradient), None

@@ -76,10 +76,10 @@ def packs(trunk: Any) -> bool:
 
 def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "N H"]:
     """Last hidden states of the packed tokens."""
-    ids, weight = packing.ids[None], trunk.embed_tokens.weight
-    embeds = torch.is_grad_enabled() and adds(weight)
+    ids, table = packing.ids[None], trunk.embed_tokens
+    embeds = torch.is_grad_enabled() and adds(table.weight)
     output: Any = trunk(
-        **({"inputs_embeds": embed(ids, weight)} if embeds else {"input_ids": ids}),
+        **({"inputs_embeds": embed(ids, table)} if embeds else {"input_ids": ids}),
         position_ids=packing.positions[None],
         attention_mask={"full_attention": None},
         use_cache=False,

@@ -2,15 +2,14 @@
 
 A layer's products are near the machine's peak; what stands between them (norms, rotations, the gated activation) is
 bound by memory, and each temporary of a megabyte is mapped and zeroed afresh by the system. Here temporaries that do
-not outlive an operation are in scratch memory, the feed-forward half of a layer goes through the cache a few hundred
-tokens at a time, and what can be computed again in one pass is not kept. On a GPU, under autocast, and where a gradient
-is differentiated again (`differentiable_twice`), the layers are transformers' own.
+not outlive an operation are in scratch memory, and what can be computed again in one pass is not kept. On a GPU, under
+autocast, and where a gradient is differentiated again (`differentiable_twice`), the layers are transformers' own.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -20,11 +19,6 @@ from torch.nn.functional import linear
 
 from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.packing import attention
-
-CACHED_ELEMENTS = 2**17
-"""Tokens × intermediate size that go through the feed-forward at once: half a megabyte for each of its temporaries."""
-MIN_PIECE = 256
-"""Tokens at once at the least: below that the products lose more than the cache gains."""
 
 aten = torch.ops.aten
 _scratch: dict[str, Tensor] = {}
@@ -173,37 +167,21 @@ def feed_forward(
 ) -> Float[Tensor, "N H"]:
     """x + (silu(n gateᵀ) · n upᵀ) downᵀ of n = rms_norm(x), the second half of a layer."""
     if torch.is_grad_enabled():
-        return _FeedForward.apply(x, norm, gate, up, down, epsilon)
-    out = torch.empty_like(x)
-    for rows in pieces(x, gate):
-        n = torch.mul(x[rows], _norm_scale(x[rows], epsilon), out=scratch("n", x[rows])).mul_(norm)
-        shape = (len(n), len(gate))
-        g, u = (torch.mm(n, w.T, out=scratch(name, x, shape)) for w, name in ((gate, "g"), (up, "u")))
-        torch.addmm(x[rows], aten.silu.out(g, out=g).mul_(u), down.T, out=out[rows])
-    return out
-
-
-def pieces(x: Tensor, gate: Tensor) -> list[slice]:
-    """Of the tokens, so that what the feed-forward does with them stays in the cache."""
-    size = max(MIN_PIECE, CACHED_ELEMENTS // len(gate))
-    return [slice(at, at + size) for at in range(0, len(x), size)]
+        return cast(Tensor, _FeedForward.apply(x, norm, gate, up, down, epsilon))
+    n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
+    g, u = (torch.mm(n, w.T, out=scratch(name, x, (len(x), len(w)))) for w, name in ((gate, "g"), (up, "u")))
+    return torch.addmm(x, aten.silu.out(g, out=g).mul_(u), down.T)
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, epsilon: float) -> Tensor:
-        scale, out = x.new_empty(len(x), 1), torch.empty_like(x)
-        g, u = (x.new_empty(len(x), len(gate)) for _ in range(2))
-        for rows in pieces(x, gate):
-            scale[rows] = _norm_scale(x[rows], epsilon)
-            n = torch.mul(x[rows], scale[rows], out=scratch("n", x[rows])).mul_(norm)
-            torch.mm(n, gate.T, out=g[rows])
-            torch.mm(n, up.T, out=u[rows])
-            h = aten.silu.out(g[rows], out=scratch("h", g[rows])).mul_(u[rows])
-            torch.addmm(x[rows], h, down.T, out=out[rows])
+        scale = _norm_scale(x, epsilon)
+        n = torch.mul(x, scale, out=scratch("n", x)).mul_(norm)
+        g, u = n @ gate.T, n @ up.T
         ctx.save_for_backward(x, scale, g, u)
         ctx.weights = (norm, gate, up, down)
-        return out
+        return torch.addmm(x, aten.silu.out(g, out=scratch("h", g)).mul_(u), down.T)
 
     @staticmethod
     @once_differentiable
@@ -211,21 +189,18 @@ class _FeedForward(torch.autograd.Function):
         x, scale, g, u = ctx.saved_tensors
         norm, gate, up, down = ctx.weights
         d_norm, d_gate, d_up, d_down = d_weights = [gradient_of(w) for w in ctx.weights]
-        d_x = torch.empty_like(x)
-        for rows in pieces(x, gate):
-            d_out, gate_rows = d[rows], g[rows]
-            n = torch.mul(x[rows], scale[rows], out=scratch("n", d_out))
-            weighted = torch.mul(n, norm, out=scratch("weighted", d_out))
-            s = aten.silu.out(gate_rows, out=scratch("s", gate_rows))
-            h = torch.mul(s, u[rows], out=scratch("h", gate_rows))
-            d_down.addmm_(d_out.T, h)
-            d_h = torch.mm(d_out, down, out=h)
-            d_u = s.mul_(d_h)
-            d_up.addmm_(d_u.T, weighted)
-            d_g = aten.silu_backward.grad_input(d_h.mul_(u[rows]), gate_rows, grad_input=d_h)
-            d_gate.addmm_(d_g.T, weighted)
-            d_n = torch.mm(d_u, up, out=weighted).addmm_(d_g, gate)
-            torch.add(d_out, _norm_backward(d_n, n, norm, scale[rows], d_norm), out=d_x[rows])
+        n = torch.mul(x, scale, out=scratch("n", x))
+        weighted = torch.mul(n, norm, out=scratch("weighted", x))
+        s = aten.silu.out(g, out=scratch("s", g))
+        h = torch.mul(s, u, out=scratch("h", g))
+        d_down.addmm_(d.T, h)
+        d_h = torch.mm(d, down, out=h)
+        d_u = s.mul_(d_h)
+        d_up.addmm_(d_u.T, weighted)
+        d_g = aten.silu_backward.grad_input(d_h.mul_(u), g, grad_input=d_h)
+        d_gate.addmm_(d_g.T, weighted)
+        d_n = torch.mm(d_u, up, out=weighted).addmm_(d_g, gate)
+        d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)
         return d_x, *map(rest, ctx.weights, d_weights), None
 
 

@@ -74,15 +74,16 @@ class Rollout(Record):
         return torch.cat([prompt, self.mask], 1)
 
     def pieces(self, rows: int) -> list[slice]:
-        """Consecutive rows with, padding included, no more tokens than `rows` of the longest have."""
-        lengths = (self.prompt_lengths + self.lengths).tolist()
-        limit, found, start, widest = rows * max(lengths, default=0), [], 0, 0
-        for at, length in enumerate(lengths):
-            widest = max(widest, length)
-            if (at + 1 - start) * widest > limit:
+        """Consecutive rows that have no more positions, padding included, than `rows` of the widest."""
+        lengths = list(zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True))
+        limit = rows * (max(p for p, _ in lengths) + max(r for _, r in lengths))
+        found, start, wide, long = [], 0, 0, 0
+        for at, (prompt, response) in enumerate(lengths):
+            wide, long = max(wide, prompt), max(long, response)
+            if (at + 1 - start) * (wide + long) > limit:
                 found.append(slice(start, at))
-                start, widest = at, length
-        return [*found, slice(start, len(lengths))] if lengths else []
+                start, wide, long = at, prompt, response
+        return [*found, slice(start, len(lengths))]
 
     def trimmed(self) -> "Rollout":
         """The same rollouts without columns that are padding in every row."""

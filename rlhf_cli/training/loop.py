@@ -282,7 +282,7 @@ def keeps_graph(lab: Lab, rollout: Rollout) -> bool:
     this process, and its activations fit."""
     critic, config = lab.critic, lab.config
     alone = distributed.world() == 1 and not distributed.is_split(critic)
-    fits = config.algo.minibatches == 1 and not config.optim.gradient_checkpointing
+    fits = config.algo.minibatches == 1 and not config.optim.gradient_checkpointing and not lab.memory.fits
     return alone and fits and critic is not None and not isinstance(critic, SharedCritic) and keepable(critic, rollout)
 
 

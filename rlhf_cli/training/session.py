@@ -67,9 +67,10 @@ class Session:
     def due(self, step: int, metrics: dict[str, float]) -> bool:
         """Whether a checkpoint is to be saved, were the run to go on."""
         stops = self.config.stop.on_hacking
+        if stops and self.watch.suspicious:
+            return False  # the checkpoint from before stays the newest, and the best
         best = self.validates(step) and self.best.beaten(step, metrics)
-        wanted = best or (step > 0 and _due(step, self.config.checkpoint.every)) or (stops and self.validates(step))
-        return wanted and not (stops and self.watch.suspicious)  # the checkpoint from before stays the newest
+        return best or (step > 0 and _due(step, self.config.checkpoint.every)) or (stops and self.validates(step))
 
     def save(self, step: int) -> None:
         extra = {"wandb_run_id": self.trackers.wandb_run_id, "best": self.best.known, **self.origin}

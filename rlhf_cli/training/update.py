@@ -67,10 +67,10 @@ class Learner:
     def remember(self, state: dict[str, Any]) -> None:
         """Take up what `memory` gave, on however many processes that was."""
         parts = {i: distributed.split_like(slots, self.parameters[i]) for i, slots in state["state"].items()}
+        # this process's kind of step, and not the saved one, says on which device the optimizer counts
         kinds = [{key: group[key] for key in ("fused", "foreach")} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state | {"state": parts})
-        for group, kind in zip(self.optimizer.param_groups, kinds, strict=True):
-            group.update(kind)
+        groups = [group | kind for group, kind in zip(state["param_groups"], kinds, strict=True)]
+        self.optimizer.load_state_dict({"state": parts, "param_groups": groups})
 
     def forget(self) -> None:
         """Drop the gradient."""
@@ -88,7 +88,8 @@ class TrustRegion:
 
 
 def lr_scale(step: int, *, steps: int, warmup: int, schedule: str) -> float:
-    """The learning rate's factor at a step (from 1): linear warm-up, then the schedule down to 0 at `steps`."""
+    """The learning rate's factor at a step (from 1): linear warm-up, then the schedule, which comes to 0 after the
+    last of the `steps`."""
     if step <= warmup:
         return step / warmup
     done = (step - warmup - 1) / max(1, steps - warmup)
@@ -122,15 +123,17 @@ class Pass:
     target_kl: float | None = None
     """Nats a token from the policy that sampled, beyond which the rest of the epochs is left out."""
     memory: Memory = field(default_factory=Memory)
+    checks: bool = True
     lockstep: bool = False
     """The processes go through a model's layers together: none may break off, or start over, by itself."""
 
     def micro_batches(self, experience: Experience) -> Iterator[Experience]:
         """Of this process's share: `micro_batch_size` rows, or more shorter ones, where no other process waits."""
         share, size = distributed.share(len(experience.rollout)), self.micro_batch_size
+        if share.start == share.stop:
+            return
         mine = experience.select(share)
-        count = len(mine.rollout)
-        even = [slice(at, at + size) for at in range(0, count, size)]
+        even = [slice(at, at + size) for at in range(0, len(mine.rollout), size)]
         for rows in even if self.lockstep else mine.rollout.pieces(size):
             yield mine.select(rows)
 
@@ -172,7 +175,7 @@ class Pass:
 
     def check(self, what: str, loss: Tensor) -> None:
         """Raise NonFinite; in lockstep the gradients' norm, which all see, tells it."""
-        if not self.lockstep:
+        if self.checks and not self.lockstep:
             check_finite(what, loss.detach())
 
 
@@ -337,11 +340,12 @@ def _actor_gradients(
 
 def _critic_gradients(settings: Pass, minibatch: Experience, critic: Learner, before: Sums, rows: int) -> Sums:
     """The critic's, in the same way."""
+    first_try = rows == settings.micro_batch_size
     sums, settings = copy.copy(before), replace(settings, micro_batch_size=rows)
     critic.forget()
     total = settings.algorithm.total(minibatch)
     with in_place(not settings.lockstep):
-        if minibatch.graph is not None and before.updates == 0 and rows == settings.micro_batch_size:
+        if minibatch.graph is not None and before.updates == 0 and first_try:
             _value_backward(settings, minibatch, minibatch.graph, total, sums)
             return sums
         for micro in settings.micro_batches(minibatch):
@@ -388,12 +392,16 @@ def trust_region_update(
     parameters = [p for p in actor.model.parameters() if p.requires_grad]
     total = settings.algorithm.total(experience)
     before = copy.deepcopy(actor.model).requires_grad_(False)
-    for micro in settings.micro_batches(experience):
-        reading = settings.read(actor.model, micro)
-        loss, metrics = settings.actor_loss(micro, reading, total, first=True)
-        sums.first_pass(micro, reading, sampler=True)
-        sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
-        loss.backward()
+
+    def gradients() -> None:
+        for micro in settings.micro_batches(experience):
+            reading = settings.read(actor.model, micro)
+            loss, metrics = settings.actor_loss(micro, reading, total, first=True)
+            sums.first_pass(micro, reading, sampler=True)
+            sums.add(loss, metrics, int(micro.rollout.lengths.sum()))
+            loss.backward()
+
+    distributed.all_or_none(gradients)
     distributed.sum_gradients(parameters)
     gradient = flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters])
     actor.optimizer.zero_grad(set_to_none=True)
@@ -401,9 +409,12 @@ def trust_region_update(
         raise NonFinite("the gradient is")
     sums.grad_norm, sums.steps = float(gradient.norm()), 1
 
+    tried = replace(settings, checks=False)
+
     def loss_and_kl() -> tuple[float, float]:
-        batch = list(settings.micro_batches(experience))
-        loss = sum(float(settings.actor_loss(m, settings.read(actor.model, m), total)[0]) for m in batch)
+        # a step so large that these are not finite is halved like any other
+        batch = list(tried.micro_batches(experience))
+        loss = sum(float(tried.actor_loss(m, tried.read(actor.model, m), total)[0]) for m in batch)
         kl = sum(map(float, token_mean_kl(settings, experience, actor.model, before)))
         loss, kl = distributed.sums((loss, kl))
         return loss, kl

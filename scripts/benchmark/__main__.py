@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--rlhf-micro", type=int, help="our micro-batch (default: shapes.py)")
     parser.add_argument("--trl-micro", type=int, help="TRL's micro-batch (default: shapes.py, its fastest)")
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", help="weights, prompts and logs go here")
-    parser.add_argument("--out", default="benchmark", help="writes <out>.json and <out>.md")
+    parser.add_argument("--out", default="outputs/benchmark", help="writes <out>.json and <out>.md")
     given = parser.parse_args()
     results = []
     for shape in given.shapes:
