@@ -22,8 +22,11 @@ class Arm:
     runs: list[Run]
 
     def values(self, metric: str) -> list[float]:
-        """Each seed's last value."""
-        return [value for run in self.runs if (value := run.last(metric)) is not None]
+        """Each seed's last value; of the update's metrics, which end with the learning rate, the mean over the run."""
+        if not metric.startswith("train/"):
+            return [value for run in self.runs if (value := run.last(metric)) is not None]
+        curves = [run.curve(metric) for run in self.runs]
+        return [mean(value for _, value in curve) for curve in curves if curve]
 
     def mean(self, metric: str) -> float | None:
         values = self.values(metric)

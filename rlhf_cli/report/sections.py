@@ -242,8 +242,13 @@ def parallel(arms: list[Arm], knobs: list[tuple[str, list[float]]]) -> Chart | N
         series.append(
             Series(arm_name(arms[i], arms), [float(n) for n in range(len(axes))], heights, None, third, words)
         )
-    names = [f"{name}\n{min(column):.2g} – {max(column):.2g}" for name, column in axes]
+    names = [f"{name}\n{_short(min(column))} – {_short(max(column))}" for name, column in axes]
     return Chart("knobs and outcomes", "", "least to greatest", series, ticks=names, legend=False)
+
+
+def _short(value: float) -> str:
+    """Two digits: the axes' labels stand side by side."""
+    return f"{round(value, 2):.2g}"
 
 
 def effects(arms: list[Arm], knobs: list[tuple[str, list[float]]]) -> Table:
