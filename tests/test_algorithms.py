@@ -20,6 +20,7 @@ from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training import update as updating
 from rlhf_cli.training.compute import Compute
 from rlhf_cli.training.setup import algorithm
 from rlhf_cli.training.update import Learner, Pass, TrustRegion, fisher_product, update
@@ -288,6 +289,23 @@ def test_trpo_stays_inside_its_region() -> None:
         assert float(reading.full_kl.mean()) == pytest.approx(metrics["train/trust_region_kl"], abs=1e-6)
         assert 0 < metrics["train/trust_region_kl"] <= 0.05
         assert metrics["train/trust_region_share"] > 0
+
+
+def test_trpo_takes_back_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    bandit = Bandit("algo=trpo")
+    before = [p.clone() for p in bandit.actor.parameters()]
+    step = updating.natural_step
+    monkeypatch.setattr(updating, "natural_step", lambda *given, **options: step(*given, **options) * torch.inf)
+    assert bandit.step(1)["train/trust_region_share"] == 0
+    assert all(torch.equal(p, old) for p, old in zip(bandit.actor.parameters(), before, strict=True))
+
+
+def test_a_process_without_a_row_of_the_minibatch_has_no_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = play(tiny(), 1, 4, 1)
+    zero = torch.zeros_like(rollout.logprobs)
+    settings = Pass(algorithm(config("algo=ppo")), CPU, None, 4, 1.0, 0.0, 0.0, 1.0, 1.0)
+    monkeypatch.setattr(updating.distributed, "share", lambda count: slice(0, 0))
+    assert list(settings.micro_batches(Experience(rollout, zero, zero, zero, zero, zero))) == []
 
 
 # --- pieces

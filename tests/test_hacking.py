@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, shared_phr
 from rlhf_cli.miniatures import build
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.best import Best
 from rlhf_cli.training.hacking import HackingWatch
+from rlhf_cli.training.session import Session
 
 PLAIN = ["The plot never moves at all.", "A cheap, loud film.", "Her scenes drag on and on.", "I left the theater."]
 
@@ -148,3 +151,16 @@ def test_hacking_began_at_the_first_of_two_in_a_row() -> None:
     assert onset(indices[:4], 0.5) is None  # one validation is noise
     assert HackingWatch(0.5, indices=indices).onset == 4
     assert not HackingWatch(0.5, indices=indices).suspicious
+
+
+def test_the_best_checkpoint_is_one_that_was_kept() -> None:
+    """A validation that looks hacked is not saved where hacking stops the run, so it is not the best either."""
+    wanted = SimpleNamespace(stop=SimpleNamespace(on_hacking=True), checkpoint=SimpleNamespace(every=0))
+    best = Best("val/score", 1.0, step=10, value=0.5)
+    session: Any = SimpleNamespace(config=wanted, best=best, validates=lambda step: True)
+    session.watch = SimpleNamespace(suspicious=True)
+    assert not Session.due(session, 20, {"val/score": 0.9})
+    assert best.step == 10
+    session.watch = SimpleNamespace(suspicious=False)
+    assert Session.due(session, 30, {"val/score": 0.8})
+    assert best.step == 30
