@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
+    from rlhf_cli.rl import forward
     from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
 
@@ -64,6 +65,8 @@ def main() -> None:
     state = make_state(lab.config, lab)
     lengths = json.loads((folder / "work.json").read_text())["lengths"][given.regime]
     worker_rlhf.force(lengths, given.regime == "fixed")
+    if given.regime == "fixed":
+        forward.KEEP_BYTES = {}  # all forward passes that are counted are the update's own
     every, updates, update = max(1, given.steps // 10), [], loop.update
 
     def timed(*arguments: Any, **options: Any) -> Any:
