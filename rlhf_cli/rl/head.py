@@ -16,6 +16,8 @@ from rlhf_cli.rl.gradients import gradient_of, rest
 
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
 """Tokens × vocabulary worked on at once."""
+CACHED_ELEMENTS, ENOUGH_ROWS = 2**18, 128
+"""On the CPU: a megabyte of logits, so that the passes over them stay in the cache; but rows enough for a product."""
 KEEP_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Tokens × vocabulary kept for the backward pass; above that they are computed a second time."""
 
@@ -96,8 +98,10 @@ def _exponentials(
 
 
 def _chunks(count: int, vocabulary: int, like: Tensor) -> list[slice]:
-    """Equal pieces of at most the device's limit."""
+    """Equal pieces of at most the device's limit, on the CPU of what its cache holds."""
     size = max(1, _limit(CHUNK_ELEMENTS, like) // vocabulary)
+    if like.device.type == "cpu":
+        size = min(size, max(CACHED_ELEMENTS // vocabulary, ENOUGH_ROWS))
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
