@@ -50,6 +50,7 @@ def test_every_command_composes_at_every_scale(command: str, scale: str) -> None
     [
         (["algo.epsilon=-1"], "greater than 0"),
         (["+algo.epsilonn=1"], "Did you mean algo.epsilon?"),
+        (["+lr=1e-4"], "Did you mean optim.actor_lr?"),
         (["algo=grpo", "algo.group_size=1"], "at least 2"),
         (["rollout.batch_size=63"], "try rollout.batch_size=64"),
         (["algo=grpo", "rollout.batch_size=60"], "algo.group_size=8"),

@@ -450,11 +450,23 @@ def _fault(item: Any, schema: type[BaseModel]) -> str:
     return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
 
 
+ELSEWHERE = {
+    "lr": "optim.actor_lr", "learning_rate": "optim.actor_lr", "actor_learning_rate": "optim.actor_lr",
+    "critic_learning_rate": "optim.critic_lr", "max_steps": "steps", "total_steps": "steps", "kl_coef": "algo.beta",
+    "init_kl_coef": "algo.beta", "cliprange": "algo.epsilon", "lam": "algo.lambda", "vf_coef": "algo.value",
+    "num_ppo_epochs": "algo.epochs", "ppo_epochs": "algo.epochs", "num_generations": "algo.group_size",
+    "max_new_tokens": "rollout.max_response_length", "max_completion_length": "rollout.max_response_length",
+}  # fmt: skip
+"""What other tools call our keys."""
+
+
 def unknown_key(key: str, schema: type[BaseModel]) -> str:
     """The message for a key that does not exist, with the nearest one that does."""
     known = _keys(schema)
     by_name = {name.rpartition(".")[2]: name for name in known}
-    near = get_close_matches(key, known, n=1) or get_close_matches(key.rpartition(".")[2], by_name, n=1)
+    last = key.rpartition(".")[2]
+    near = [ELSEWHERE[last]] if ELSEWHERE.get(last) in known else get_close_matches(key, known, n=1)
+    near = near or get_close_matches(last, by_name, n=1)
     hint = f" Did you mean {by_name.get(near[0], near[0])}?" if near else ""
     return f"{key}: there is no such key.{hint} (all keys: rlhf train --cfg job)"
 

@@ -133,7 +133,7 @@ def sample_text(row: Mapping[str, Any]) -> str:
     """One sample on one line, cut to a readable length."""
     text = printable(f"{row['prefix']} | {row['response']}")
     text = text if len(text) <= SAMPLE_LENGTH else text[: SAMPLE_LENGTH - 1] + "…"
-    return f"sample ({printable(str(row['class']))}, score {row['score']:.2f}): {text}"
+    return f"sample ({printable(str(row['class']))} prefix, score {row['score']:.2f}): {text}"
 
 
 def sparkline(values: list[float], width: int = 30) -> str:
