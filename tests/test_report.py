@@ -79,6 +79,8 @@ def test_answers_follow_the_data(study: Path) -> None:
         "Hacking was flagged with qwen_base from step 10 (3 of 3 seeds); never with qwen_instruct."
     )
     beta = next(c for c in comparisons(arms(runs)) if c.knob.name == "beta")
+    sections = {section.title: section for section in sections_of(runs, [], [])}
+    assert sections["algorithm"].answer.endswith("Their betas differ, too: ppo 0.03, grpo 0.04.")
     assert "falls from 0.92 ± 0.02 at 0.03 to 0.60 at 0.3, too few seeds" in compared(beta.arms, "val/score")
 
 

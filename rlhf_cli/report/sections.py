@@ -168,6 +168,9 @@ def section(comparison: Comparison) -> Section:
         asked = tuple(dict.fromkeys((*curves[:3], "val/kl")))
     sentences = [compared(arms, metric) for metric in asked if metric != "hacking/index"]
     answer = " ".join(s for s in [*sentences, first_to_hack(arms)] if s)
+    if knob.name == "algorithm" and len({arm.config["algo.beta"] for arm in arms.values()}) > 1:
+        told = ", ".join(f"{name} {arm.config['algo.beta']:g}" for name, arm in arms.items())
+        answer += f" Their betas differ, too: {told}."
     tables = [arm_table(arms, knob.name)]
     if knob.name == "reward model" and (shared := same_responses(arms)):
         tables.append(shared)
