@@ -82,7 +82,8 @@ def probe(
                 )
                 for i, (label, row) in enumerate(zip(labels, rows, strict=True))
             ]
-            plain = list(labels) if wrapping == "prefix" else plain
+            if wrapping == "prefix":
+                plain = list(labels)
     return readings
 
 

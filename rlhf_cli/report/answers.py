@@ -4,7 +4,7 @@ import math
 from statistics import mean, stdev
 from typing import Any
 
-from rlhf_cli.report.knobs import Arm
+from rlhf_cli.report.knobs import Arm, numeric
 
 LABELS = {
     "val/score": "score",
@@ -38,7 +38,7 @@ def compared(arms: dict[Any, Arm], metric: str) -> str:
     known = {name: arm for name, arm in arms.items() if arm.mean(metric) is not None}
     if len(known) < 2:
         return ""
-    if all(isinstance(name, int | float) and not isinstance(name, bool) for name in known):
+    if numeric(known):
         first, last = (known[name] for name in (min(known), max(known)))
         if shown(first, metric) == shown(last, metric):
             return f"The {label(metric)} is {shown(first, metric)} at {min(known):g} and at {max(known):g}."
@@ -57,7 +57,7 @@ def compared(arms: dict[Any, Arm], metric: str) -> str:
 
 
 def paired(sides: list[tuple[Arm, Arm]], metric: str, ends: str) -> str:
-    """One sentence on pairs of arms (low end, high end) that are alike in all else: what the change between them is."""
+    """Of pairs of arms (low end, high end) that are alike in all else: the change between them, without a full stop."""
     both = [
         (a, b) for low, high in sides if (a := low.mean(metric)) is not None and (b := high.mean(metric)) is not None
     ]
@@ -67,10 +67,10 @@ def paired(sides: list[tuple[Arm, Arm]], metric: str, ends: str) -> str:
     middle = mean(changes)
     start = f"{ends} the {label(metric)} changes by {middle:+.2f}"
     if len(changes) < 2:
-        return f"{start} (one pair: not sure)."
+        return f"{start} (one pair: not sure)"
     error = stdev(changes) / math.sqrt(len(changes))
     doubt = "" if abs(middle) > 2 * error else ", within what the settings of the others scatter"
-    return f"{start} ± {error:.2f}{doubt}."
+    return f"{start} ± {error:.2f}{doubt}"
 
 
 def _direction(first: Arm, last: Arm, metric: str) -> bool | None:

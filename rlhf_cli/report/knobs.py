@@ -1,6 +1,6 @@
 """What was varied: runs that differ in their seed alone are one arm; arms that differ in one knob alone compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean, stdev
@@ -149,6 +149,11 @@ def other_keys(found: list[Arm]) -> list[str]:
     return sorted(key for key in differing if not told(key))
 
 
+def numeric(settings: Iterable[Any]) -> bool:
+    """Whether they are numbers, which have an order; true and false have none."""
+    return all(isinstance(s, int | float) and not isinstance(s, bool) for s in settings)
+
+
 def _one_each(knob: Knob, group: list[Arm], everywhere: list[Arm]) -> dict[Any, Arm]:
     """One arm a setting; of several (one algorithm with many betas) the one that most other arms are near to."""
     chosen: dict[Any, Arm] = {}
@@ -156,8 +161,7 @@ def _one_each(knob: Knob, group: list[Arm], everywhere: list[Arm]) -> dict[Any, 
         setting = knob.setting(arm.config)
         if setting not in chosen or _neighbours(arm, everywhere) > _neighbours(chosen[setting], everywhere):
             chosen[setting] = arm
-    numbers = all(isinstance(s, int | float) and not isinstance(s, bool) for s in chosen)
-    return dict(sorted(chosen.items())) if numbers else chosen
+    return dict(sorted(chosen.items())) if numeric(chosen) else chosen
 
 
 def _neighbours(arm: Arm, everywhere: list[Arm]) -> int:

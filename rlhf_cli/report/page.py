@@ -31,8 +31,7 @@ def distinct(sections: list[Section]) -> list[Section]:
         charts = []
         for chart in section.charts:
             seen[chart.name] = seen.get(chart.name, 0) + 1
-            again = seen[chart.name] > 1
-            charts.append(replace(chart, number=seen[chart.name]) if again else chart)
+            charts.append(replace(chart, number=seen[chart.name]))
         made.append(replace(section, charts=charts))
     return made
 

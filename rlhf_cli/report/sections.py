@@ -8,7 +8,7 @@ from rlhf_cli.data.lexicon import vader_words
 from rlhf_cli.evaluation.compare import moods
 from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
-from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, other_keys
+from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
 from rlhf_cli.report.runs import Run
 from rlhf_cli.tracking.text import printable
 
@@ -146,14 +146,14 @@ def section(comparison: Comparison) -> Section:
     """What one comparison shows."""
     knob, arms = comparison.knob, comparison.arms
     title = knob.name + (f" ({comparison.context})" if comparison.context else "")
-    numeric = all(isinstance(name, int | float) and not isinstance(name, bool) for name in arms)
+    ordered = numeric(arms)
 
     def named(metric: str) -> str:
         return f"{label(metric)} by {title}"
 
     drawn: list[Chart | None] = []
     asked: tuple[str, ...] = ("val/score", "val/gold_score", "val/kl", "val/repetition")
-    if numeric:
+    if ordered:
         drawn += [effect_chart(arms, metric, knob.name, title=named(metric)) for metric in ENDS]
         drawn.append(frontier(arms, title=f"frontier by {title}"))
         asked = ENDS
@@ -174,7 +174,7 @@ def section(comparison: Comparison) -> Section:
     tables = [arm_table(arms, knob.name)]
     if knob.name == "reward model" and (shared := same_responses(arms)):
         tables.append(shared)
-    if not numeric and (read := samples_table(arms, knob.name, "The same prompts, the same random numbers")):
+    if not ordered and (read := samples_table(arms, knob.name, "The same prompts, the same random numbers")):
         tables.append(read)
     return Section(title, knob.question, answer, [c for c in drawn if c], tables)
 
@@ -199,7 +199,7 @@ def grid(found: list[Comparison]) -> Section:
     low, high = settings[0], settings[-1]
     sides = [(c.arms[low], c.arms[high]) for c in found if low in c.arms and high in c.arms]
     told = [paired(sides, metric, f"from {low:g} to {high:g}") for metric in ENDS]
-    said = "; ".join(sentence.rstrip(".") for sentence in told if sentence)
+    said = "; ".join(filter(None, told))
     answer = f"All else alike, {said} (mean ± standard error over {len(sides)} settings of the others)." if said else ""
     return Section(knob.name, knob.question, answer, drawn)
 
@@ -211,8 +211,8 @@ def sections_for(comparisons: list[Comparison]) -> list[Section]:
     for comparison in comparisons:
         by_knob.setdefault(comparison.knob.name, []).append(comparison)
     for mine in by_knob.values():
-        numeric = all(isinstance(s, int | float) for c in mine for s in c.arms)
-        made += [grid(mine)] if numeric and len(mine) > 2 else [section(c) for c in mine]
+        ordered = numeric(s for c in mine for s in c.arms)
+        made += [grid(mine)] if ordered and len(mine) > 2 else [section(c) for c in mine]
     return made
 
 
@@ -221,7 +221,7 @@ def swept(arms: list[Arm]) -> list[tuple[str, list[float]]]:
     found = []
     for knob in KNOBS:
         settings = [knob.setting(arm.config) for arm in arms]
-        if len(set(map(repr, settings))) > 1 and all(isinstance(s, int | float) for s in settings):
+        if len(set(map(repr, settings))) > 1 and numeric(settings):
             found.append((knob.name, [float(s) for s in settings]))
     return found
 

@@ -124,6 +124,7 @@ class Pass:
     """Nats a token from the policy that sampled, beyond which the rest of the epochs is left out."""
     memory: Memory = field(default_factory=Memory)
     checks: bool = True
+    """A loss that is not finite is an error."""
     lockstep: bool = False
     """The processes go through a model's layers together: none may break off, or start over, by itself."""
 

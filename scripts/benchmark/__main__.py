@@ -160,6 +160,7 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", help="weights, prompts and logs go here")
     parser.add_argument("--out", default="outputs/benchmark", help="writes <out>.json and <out>.md")
     given = parser.parse_args()
+    Path(given.out).parent.mkdir(parents=True, exist_ok=True)
     results = []
     for shape in given.shapes:
         for algo in given.algos:
