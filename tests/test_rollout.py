@@ -112,13 +112,13 @@ def test_padding_changes_neither_logprobs_nor_values(model: Qwen2ForCausalLM) ->
         torch.testing.assert_close(compute(noisy)[:, :width], compute(rollout), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("limits", [(10**6, 10**6), (30 * 7, 10**6), (30 * 7, 0)])
+@pytest.mark.parametrize(("chunk", "cached"), [(10**6, 10**6), (10**6, 30 * 7), (30 * 21, 30 * 7)])
 def test_logprobs_and_entropies_of_the_head_with_gradient(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, chunk: int, cached: int
 ) -> None:
-    """In one piece, in pieces, and in pieces computed a second time in the backward pass."""
-    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", limits[0])
-    monkeypatch.setitem(head.KEEP_ELEMENTS, "cpu", limits[1])
+    """In one piece, in pieces, and in chunks of pieces computed a second time in the backward pass."""
+    monkeypatch.setitem(head.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setattr(head, "CACHED_ELEMENTS", cached)
     torch.manual_seed(1)
     states = torch.randn(50, 8, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(30, 8, dtype=torch.float64, requires_grad=True)

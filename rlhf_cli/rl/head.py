@@ -5,6 +5,7 @@ exp(logits − max) and two numbers a row, so that is kept (one buffer where it 
 instead of the logits, their softmax, its logarithm and their products.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,13 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_cli.rl.gradients import gradient_of, rest
+from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
-"""Tokens × vocabulary worked on at once."""
-CACHED_ELEMENTS, ENOUGH_ROWS = 2**18, 128
-"""On the CPU: a megabyte of logits, so that the passes over them stay in the cache; but rows enough for a product."""
-KEEP_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-"""Tokens × vocabulary kept for the backward pass; above that they are computed a second time."""
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+"""Tokens × vocabulary of one product. What fits in one is kept for the backward pass, else it is computed again there."""
+CACHED_ELEMENTS = 2**18
+"""What passes over logits work on at once on the CPU: a megabyte, which stays in the cache from pass to pass."""
 
 
 def token_logprobs(
@@ -47,63 +47,85 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         count, vocabulary = len(states), weight.shape[0]
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-        keeps = ctx.needs_input_grad[0] and count * vocabulary <= _limit(KEEP_ELEMENTS, states)
-        kept = states.new_empty((count, vocabulary), dtype=wide) if keeps else None
+        chunks = _chunks(count, vocabulary, states)
+        keeps = ctx.needs_input_grad[0] and len(chunks) == 1
+        logits = borrow(states, (chunks[0].stop, vocabulary), wide)
         logprobs, entropies, total = (states.new_empty(count, dtype=wide) for _ in range(3))
-        for rows in _chunks(count, vocabulary, states):
-            e, x, z = _exponentials(states[rows], weight, temperature, wide, out=None if kept is None else kept[rows])
-            total[rows] = z
-            logprobs[rows] = x.gather(1, labels[rows, None]).squeeze(1) - z.log()
-            entropies[rows] = z.log() - x.mul_(e).sum(1) / z
-        ctx.save_for_backward(states, labels, total, entropies, kept)
-        ctx.weight, ctx.temperature = weight, temperature
+        for rows in chunks:
+            for some, x in _pieces(_logits(states[rows], weight, out=logits), rows):
+                logprobs[some], entropies[some], total[some] = _exponentials_(x, labels[some], temperature)
+        if not keeps:
+            give_back(logits)
+        ctx.save_for_backward(states, labels, total, entropies)
+        ctx.kept, ctx.weight, ctx.temperature = logits if keeps else None, weight, temperature
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        (states, labels, total, entropies, kept), weight = ctx.saved_tensors, ctx.weight
-        d_states = torch.zeros_like(states)
+        (states, labels, total, entropies), weight = ctx.saved_tensors, ctx.weight
+        kept, ctx.kept = ctx.kept, None  # the gradient is written over it; a second backward pass computes it again
+        d_states = torch.empty_like(states)
         d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
-        wide = total.dtype
-        for rows in _chunks(len(states), weight.shape[0], states):
-            e = kept[rows] if kept is not None else _exponentials(states[rows], weight, ctx.temperature, wide)[0]
-            z = total[rows, None]
-            if d_logprobs is None:
-                d = torch.zeros_like(e)
-            else:
-                d = e * (-d_logprobs[rows, None] / z)
-                d.scatter_add_(1, labels[rows, None], d_logprobs[rows, None])
-            if d_entropies is not None:
-                p = e / z
-                d += d_entropies[rows, None] * (torch.special.entr(p) - p * entropies[rows, None])
-            d = d.div_(ctx.temperature).to(states.dtype) if ctx.temperature != 1 else d.to(states.dtype)
+        d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
+        d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
+        chunks = _chunks(len(states), weight.shape[0], states)
+        logits = borrow(states, (chunks[0].stop, weight.shape[0]), total.dtype) if kept is None else kept
+        for rows in chunks:
+            d = _logits(states[rows], weight, out=logits) if kept is None else kept
+            for some, x in _pieces(d, rows):
+                if kept is None:
+                    _exponentials_(x, labels[some], ctx.temperature)
+                d_entropy = None if d_entropies is None else d_entropies[some]
+                _gradient_(x.div_(total[some, None]), labels[some], entropies[some], d_logprobs[some], d_entropy)
+            d = d.to(states.dtype)
             torch.mm(d, weight, out=d_states[rows])
             if d_weight is not None:
                 d_weight.addmm_(d.T, states[rows])
+        give_back(logits)
         return d_states, None if d_weight is None else rest(weight, d_weight), None, None
 
 
-def _exponentials(
-    states: Tensor, weight: Tensor, temperature: float, wide: torch.dtype, out: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(exp(x − max x), x − max x, Σ exp(x − max x)) of the logits x, the first into `out`."""
-    x = torch.mm(states, weight.T).to(wide)
+def _logits(states: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
+    """states @ weight.T in the first rows of `out`."""
+    out = out[: len(states)]
+    return torch.mm(states, weight.T, out=out) if out.dtype == states.dtype else out.copy_(states @ weight.T)
+
+
+def _exponentials_(x: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(log p of the labels, entropy, Z) of logits, which become e."""
     if temperature != 1:
         x /= temperature
     x -= x.amax(1, keepdim=True)
-    e = torch.exp(x, out=out)
-    return e, x, e.sum(1)
+    chosen = x.gather(1, labels[:, None]).squeeze(1)
+    e = torch.exp(x, out=scratch("exponentials", x))
+    z = e.sum(1)
+    entropies = z.log() - x.mul_(e).sum(1) / z
+    x.copy_(e)
+    return chosen - z.log(), entropies, z
+
+
+def _gradient_(p: Tensor, labels: Tensor, entropies: Tensor, d_logprobs: Tensor, d_entropies: Tensor | None) -> None:
+    """Probabilities become the gradient in their logits."""
+    extra = None
+    if d_entropies is not None:
+        extra = torch.special.entr(p, out=scratch("entropies", p))
+        extra.addcmul_(p, entropies[:, None], value=-1).mul_(d_entropies[:, None])
+    p.mul_(-d_logprobs[:, None]).scatter_add_(1, labels[:, None], d_logprobs[:, None])
+    if extra is not None:
+        p += extra
 
 
 def _chunks(count: int, vocabulary: int, like: Tensor) -> list[slice]:
-    """Equal pieces of at most the device's limit, on the CPU of what its cache holds."""
-    size = max(1, _limit(CHUNK_ELEMENTS, like) // vocabulary)
-    if like.device.type == "cpu":
-        size = min(size, max(CACHED_ELEMENTS // vocabulary, ENOUGH_ROWS))
-    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+    """Pieces of at most the device's limit; one at least."""
+    size = max(1, CHUNK_ELEMENTS.get(like.device.type, CHUNK_ELEMENTS["cpu"]) // vocabulary)
+    return [slice(at, min(at + size, count)) for at in range(0, max(1, count), size)]
 
 
-def _limit(limits: dict[str, int], like: Tensor) -> int:
-    return limits.get(like.device.type, limits["cpu"])
+def _pieces(x: Tensor, rows: slice) -> Iterator[tuple[slice, Tensor]]:
+    """(which tokens, their part of x) in pieces that stay in the cache; a GPU takes all at once."""
+    size = max(1, CACHED_ELEMENTS // x.shape[1]) if x.device.type == "cpu" else max(1, len(x))
+    for at in range(0, len(x), size):
+        piece = x[at : at + size]
+        yield slice(rows.start + at, rows.start + at + len(piece)), piece

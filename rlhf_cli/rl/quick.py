@@ -19,9 +19,9 @@ from torch.nn.functional import linear
 
 from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.packing import attention
+from rlhf_cli.rl.scratch import scratch
 
 aten = torch.ops.aten
-_scratch: dict[str, Tensor] = {}
 _twice = [False]
 
 
@@ -211,13 +211,3 @@ def _norm_backward(d: Tensor, n: Tensor, weight: Tensor, scale: Tensor, d_weight
     d_weight.add_(product.flatten(0, -2).sum(0))
     mean = product.mul_(weight).mean(-1, keepdim=True)
     return d.mul_(weight).addcmul_(n, mean, value=-1).mul_(scale)
-
-
-def scratch(name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Uninitialised memory that is the caller's until it asks for the same name again."""
-    shape = tuple(like.shape) if shape is None else shape
-    count = torch.Size(shape).numel()
-    held = _scratch.get(name)
-    if held is None or held.numel() < count or held.dtype != like.dtype:
-        _scratch[name] = held = torch.empty(count, dtype=like.dtype)
-    return held[:count].view(shape)

@@ -1,5 +1,7 @@
 """The device and the dtype of a run."""
 
+import ctypes
+import os
 from dataclasses import dataclass
 
 import torch
@@ -29,4 +31,23 @@ def compute(config: Config) -> Compute:
     bf16 = config.precision == "bf16" or (
         config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
     )
+    if name == "cpu":
+        keep_freed_memory()
     return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Of glibc's mallopt (malloc.h)."""
+
+
+def keep_freed_memory() -> None:
+    """Let the C library use freed memory again instead of handing it to the system, which would map and zero it afresh
+    for the next step's activations and gradients. Where the library is not glibc, or the user set it up in the
+    environment (MALLOC_…_), nothing happens."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

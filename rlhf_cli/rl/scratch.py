@@ -1,0 +1,37 @@
+"""Memory that is used again. On the CPU a large temporary is otherwise mapped and zeroed afresh by the system each time,
+which costs more than the operation that fills it; a GPU's allocator keeps memory by itself."""
+
+import torch
+from torch import Tensor
+
+_scratch: dict[str, Tensor] = {}
+_returned: dict[torch.dtype, Tensor] = {}
+
+
+def scratch(name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
+    """Uninitialised memory of `like`'s kind that is the caller's until it asks for the same name again."""
+    shape = tuple(like.shape) if shape is None else shape
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    held = _scratch.get(name)
+    if held is None or held.numel() < torch.Size(shape).numel() or held.dtype != like.dtype:
+        _scratch[name] = held = like.new_empty(torch.Size(shape).numel())
+    return _first(held, shape)
+
+
+def borrow(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Uninitialised memory that is the caller's for good, or until it gives it back."""
+    held = _returned.pop(dtype, None) if like.device.type == "cpu" else None
+    if held is None or held.numel() < torch.Size(shape).numel():
+        return like.new_empty(shape, dtype=dtype)
+    return _first(held, shape)
+
+
+def give_back(borrowed: Tensor) -> None:
+    """Nobody reads it any more: the next one may have it."""
+    if borrowed.device.type == "cpu":
+        _returned[borrowed.dtype] = borrowed if borrowed._base is None else borrowed._base
+
+
+def _first(held: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return held.view(-1)[: torch.Size(shape).numel()].view(shape)
