@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, scaled_dot_product_attention
 
+from rlhf_cli.rl.layers import rms_norm, turned
 from rlhf_cli.rl.packing import packs
-from rlhf_cli.rl.quick import rms_norm, turned
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-"""Tokens × vocabulary of one product. What fits in one is kept for the backward pass, else it is computed again there."""
+"""Tokens × vocabulary of one product. What fits in one is kept for the backward pass, else computed again there."""
 CACHED_ELEMENTS = 2**18
 """What passes over logits work on at once on the CPU: a megabyte, which stays in the cache from pass to pass."""
 

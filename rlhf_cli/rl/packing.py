@@ -32,6 +32,20 @@ class Packing:
     predictors: Int[Tensor, " M"]
     """The packed token from which each response token is predicted, in the order of `responses[mask]`."""
 
+    def spread(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
+        """What each place of each rollout reads; anything where there is no token."""
+        return x if self.whole else x.index_select(0, self.place.flatten())
+
+    def spread_gradient(self, d: Float[Tensor, "places C"]) -> Float[Tensor, "N C"]:
+        return d if self.whole else d.new_zeros(len(self.back), d.shape[1]).index_add_(0, self.place.flatten(), d)
+
+    def gathered(self, x: Float[Tensor, "places C"]) -> Float[Tensor, "N C"]:
+        """What is at the packed tokens' own places."""
+        return x if self.whole else x.index_select(0, self.back)
+
+    def gathered_gradient(self, d: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
+        return d if self.whole else d.new_zeros(self.place.numel(), d.shape[1]).index_copy_(0, self.back, d)
+
 
 def pack(rollout: Rollout) -> Packing:
     """Lay a rollout's tokens in one row; rollouts of one group with one prompt share its tokens."""
@@ -111,19 +125,16 @@ def attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
         )
     rows, width = packing.place.shape
-    place = packing.place.flatten()
 
     def unpacked(x: Tensor) -> Tensor:
-        heads, size = x.shape[1], x.shape[3]
-        flat = x[0].transpose(0, 1).reshape(-1, heads * size)
-        flat = flat if packing.whole else flat.index_select(0, place)
-        return flat.view(rows, width, heads, size).transpose(1, 2)
+        flat = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[1] * x.shape[3])
+        return packing.spread(flat).view(rows, width, x.shape[1], x.shape[3]).transpose(1, 2)
 
     # causal is enough: padding comes after what is real
     q, k, v = unpacked(query), unpacked(key), unpacked(value)
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-    out = out.transpose(1, 2).reshape(rows * width, *query.shape[1::2])
-    return (out if packing.whole else out.index_select(0, packing.back))[None], None
+    heads, size = query.shape[1], query.shape[3]
+    return packing.gathered(out.transpose(1, 2).reshape(rows * width, heads * size)).view(1, -1, heads, size), None
 
 
 def register() -> str:

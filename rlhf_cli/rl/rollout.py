@@ -73,6 +73,14 @@ class Rollout(Record):
         prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
         return torch.cat([prompt, self.mask], 1)
 
+    def side_by_side(self) -> Int[Tensor, " B"]:
+        """The order that costs least: rows of one prompt together, whose tokens they share in a micro-batch, and groups
+        of like length."""
+        group, lengths = self.group.cpu(), self.lengths.cpu()
+        groups, number = group.unique(return_inverse=True)
+        longest = torch.zeros_like(groups).scatter_reduce(0, number, lengths, "amax")
+        return (longest[number] * len(groups) + number).argsort(stable=True).to(self.lengths.device)
+
     def pieces(self, rows: int) -> list[slice]:
         """Consecutive rows that have no more positions, padding included, than `rows` of the widest."""
         lengths = list(zip(self.prompt_lengths.tolist(), self.lengths.tolist(), strict=True))

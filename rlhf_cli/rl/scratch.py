@@ -1,5 +1,5 @@
-"""Memory that is used again. On the CPU a large temporary is otherwise mapped and zeroed afresh by the system each time,
-which costs more than the operation that fills it; a GPU's allocator keeps memory by itself."""
+"""Memory that is used again. On the CPU a large temporary may otherwise be mapped and zeroed afresh by the system each
+time, which costs more than the operation that fills it; a GPU's allocator keeps memory by itself."""
 
 import torch
 from torch import Tensor

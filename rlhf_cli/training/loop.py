@@ -228,9 +228,11 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     reads = whole or algo.old_logprobs == "recompute" or wants_kl or head is not None
     keeps = not whole and keeps_graph(lab, rollout)
     old, reference, values, full_kl, entropy, mismatch = [], [], [], [], [], []
-    mine = distributed.share(len(rollout))
-    for at in range(mine.start, mine.stop, size):
-        micro = rollout.select(slice(at, min(at + size, mine.stop))).trimmed()
+    mine = rollout.select(distributed.share(len(rollout)))
+    order = mine.side_by_side()
+    mine, back = mine.select(order), order.argsort()
+    for rows in mine.pieces(size):
+        micro = mine.select(rows).trimmed()
         with lab.compute.autocast():
             ref, _ = response_logprobs(lab.reference, micro, temperature=temperature)
             value = ref * 0
@@ -259,12 +261,12 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
     width = rollout.responses.shape[1]
     zero = torch.zeros_like(rollout.logprobs)
     with torch.set_grad_enabled(keeps):
-        graph = filled(values, width) if keeps else None
+        graph = filled(values, width)[back] if keeps else None
     experience = Experience(
         rollout,
-        old_logprobs=stacked(old, width),
-        ref_logprobs=stacked(reference, width),
-        values=stacked(values, width).detach(),
+        old_logprobs=stacked(old, width, back),
+        ref_logprobs=stacked(reference, width, back),
+        values=stacked(values, width, back).detach(),
         advantages=zero,
         returns=zero,
         graph=graph,
@@ -274,7 +276,7 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
         tokens = int(rollout.lengths.sum())
         metrics["train/entropy"] = distributed.sums([float(torch.stack(entropy).sum())])[0] / tokens
         metrics["train/logprob_mismatch"] = max(distributed.gather(float(torch.stack(mismatch).max())))
-    return Hindsight(experience, stacked(full_kl, width) if full_kl else None, metrics)
+    return Hindsight(experience, stacked(full_kl, width, back) if full_kl else None, metrics)
 
 
 def keeps_graph(lab: Lab, rollout: Rollout) -> bool:
@@ -286,9 +288,9 @@ def keeps_graph(lab: Lab, rollout: Rollout) -> bool:
     return alone and fits and critic is not None and not isinstance(critic, SharedCritic) and keepable(critic, rollout)
 
 
-def stacked(pieces: list[Tensor], width: int) -> Float[Tensor, "B R"]:
-    """Rows of different widths, filled up with 0; those of this process, then of all."""
-    return distributed.rows(filled(pieces, width))
+def stacked(pieces: list[Tensor], width: int, back: Tensor) -> Float[Tensor, "B R"]:
+    """Rows of different widths, filled up with 0, in the order `back`; those of this process, then of all."""
+    return distributed.rows(filled(pieces, width)[back])
 
 
 def filled(pieces: list[Tensor], width: int) -> Float[Tensor, "b R"]:

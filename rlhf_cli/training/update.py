@@ -239,16 +239,8 @@ def _minibatches(
     for epoch in range(epochs):
         order = permutation(seed, step, epoch, count)
         for number, at in enumerate(range(0, count, size)):
-            yield epoch, number, experience.select(side_by_side(order[at : at + size], experience))
-
-
-def side_by_side(rows: Tensor, experience: Experience) -> Tensor:
-    """The rows of a minibatch in the order that costs least: those of one prompt together, whose tokens they share in
-    a micro-batch, and groups of like length."""
-    group, lengths = (x.cpu()[rows] for x in (experience.rollout.group, experience.rollout.lengths))
-    groups, number = group.unique(return_inverse=True)
-    longest = torch.zeros_like(groups).scatter_reduce(0, number, lengths, "amax")
-    return rows[(longest[number] * len(groups) + number).argsort(stable=True)]
+            minibatch = experience.select(order[at : at + size])
+            yield epoch, number, minibatch.select(minibatch.rollout.side_by_side())
 
 
 @dataclass

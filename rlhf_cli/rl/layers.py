@@ -1,0 +1,231 @@
+"""The two halves of a Qwen2 layer with hand-written gradients, for the CPU."""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rlhf_cli.rl.gradients import gradient_of, rest
+from rlhf_cli.rl.packing import Packing
+from rlhf_cli.rl.scratch import scratch
+
+aten = torch.ops.aten
+Linear = tuple[Tensor, Tensor]
+
+
+def rms_norm(x: Float[Tensor, "*B H"], weight: Float[Tensor, " H"], epsilon: float) -> Float[Tensor, "*B H"]:
+    """weight · x / √(mean x² + ε)."""
+    if not torch.is_grad_enabled():
+        return (x * _norm_scale(x, epsilon)).mul_(weight)
+    return _RMSNorm.apply(x, weight, epsilon)
+
+
+def _norm_scale(x: Tensor, epsilon: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        scale = _norm_scale(x, epsilon)
+        ctx.save_for_backward(x, scale)
+        ctx.weight = weight
+        return (x * scale).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        (x, scale), weight = ctx.saved_tensors, ctx.weight
+        n = torch.mul(x, scale, out=scratch("n", x))
+        d_weight = gradient_of(weight)
+        return _norm_backward(d.clone(), n, weight, scale, d_weight), rest(weight, d_weight), None
+
+
+def rotate(
+    x: Float[Tensor, "B T heads D"], cos: Float[Tensor, "#B T 1 D"], sin: Float[Tensor, "#B T 1 D"]
+) -> Float[Tensor, "B T heads D"]:
+    """The rotary embedding: pairs (i, i + D/2) turned by an angle."""
+    if not torch.is_grad_enabled():
+        return turned(x, cos, sin, 1)
+    return _Rotate.apply(x, cos, sin)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turned(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return turned(d, cos, sin, -1), None, None
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """`rotate` by sign times the angles, unrecorded."""
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return out
+
+
+def self_attention(
+    x: Float[Tensor, "N H"],
+    norm: Float[Tensor, " H"],
+    projections: tuple[Linear, Linear, Linear],
+    out: Float[Tensor, "H all"],
+    *,
+    cos: Float[Tensor, "N 1 D"],
+    sin: Float[Tensor, "N 1 D"],
+    packing: Packing,
+    epsilon: float,
+) -> Float[Tensor, "N H"]:
+    """x + attention(q, k, v) outᵀ with q, k and v linear in n = rms_norm(x), q and k rotated; the first half of a
+    layer. Causal, within each rollout. `projections`: (weight, bias) of q, k and v."""
+    weights = (norm, out, *(w for pair in projections for w in pair))
+    if torch.is_grad_enabled():
+        return cast(Tensor, _SelfAttention.apply(x, cos, sin, packing, epsilon, *weights))
+    n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
+    attended, _ = _attend(*_queries_keys_values(n, weights, cos, sin, packing))
+    return torch.addmm(x, packing.gathered(_rows(attended)), out.T)
+
+
+class _SelfAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, epsilon: float, *weights: Tensor
+    ) -> Tensor:
+        scale = _norm_scale(x, epsilon)
+        n = torch.mul(x, scale, out=scratch("n", x)).mul_(weights[0])
+        parts = _queries_keys_values(n, weights, cos, sin, packing)
+        attended, logsumexp = _attend(*parts)
+        ctx.save_for_backward(x, scale, cos, sin, *parts, attended, logsumexp)
+        ctx.packing, ctx.weights = packing, weights
+        return torch.addmm(x, packing.gathered(_rows(attended)), weights[1].T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, cos, sin, *attention = ctx.saved_tensors
+        packing, (norm, out, *weights) = ctx.packing, ctx.weights
+        d_norm, d_out, *d_weights = gradients = [gradient_of(w) for w in ctx.weights]
+        attended = attention[3]
+        d_out.addmm_(d.T, packing.gathered(_rows(attended)))
+        d_attended = packing.gathered_gradient(torch.mm(d, out, out=scratch("d_attended", x, (len(x), out.shape[1]))))
+        d_parts = _attend_gradient(d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2), *attention)
+        n = torch.mul(x, scale, out=scratch("n", x))
+        weighted = torch.mul(n, norm, out=scratch("weighted", x))
+        d_n = scratch("d_n", x)
+        for i, d_part in enumerate(d_parts):
+            d_rows = packing.spread_gradient(_rows(d_part))
+            if i < 2:
+                d_rows = turned(d_rows.view(len(x), -1, cos.shape[-1]), cos, sin, -1).view(len(x), -1)
+            torch.mm(d_rows, weights[2 * i], out=d_n) if i == 0 else d_n.addmm_(d_rows, weights[2 * i])
+            d_weights[2 * i].addmm_(d_rows.T, weighted)
+            d_weights[2 * i + 1].add_(d_rows.sum(0))
+        d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)
+        return d_x, None, None, None, None, *map(rest, ctx.weights, gradients)
+
+
+def _queries_keys_values(
+    n: Tensor, weights: tuple[Tensor, ...], cos: Tensor, sin: Tensor, packing: Packing
+) -> list[Float[Tensor, "B heads T D"]]:
+    parts = []
+    for i, (weight, bias) in enumerate(zip(weights[2::2], weights[3::2], strict=True)):
+        # what is rotated or spread is copied by that
+        passing = i < 2 or not packing.whole
+        memory = scratch("projected", n, (len(n), len(weight))) if passing else n.new_empty(len(n), len(weight))
+        heads = torch.addmm(bias, n, weight.T, out=memory).view(len(n), -1, cos.shape[-1])
+        rows = (turned(heads, cos, sin, 1) if i < 2 else heads).view(len(n), -1)
+        parts.append(packing.spread(rows).view(*packing.place.shape, *heads.shape[1:]).transpose(1, 2))
+    return parts
+
+
+def _rows(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "places all"]:
+    return x.transpose(1, 2).reshape(x.shape[0] * x.shape[2], -1)
+
+
+def _attend(
+    query: Float[Tensor, "B heads T D"], key: Float[Tensor, "B kv_heads T D"], value: Float[Tensor, "B kv_heads T D"]
+) -> tuple[Float[Tensor, "B heads T D"], Tensor]:
+    """Causal attention, and what its gradient needs; a head of keys and values serves several of queries."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
+    attended, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+    return attended, logsumexp
+
+
+def _attend_gradient(
+    d: Tensor, query: Tensor, key: Tensor, value: Tensor, attended: Tensor, logsumexp: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups = query.shape[1] // key.shape[1]
+    keys, values = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
+    d_query, *d_pair = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        d, query, keys, values, attended, logsumexp, 0.0, True
+    )
+    if groups > 1:
+        d_pair = [x.unflatten(1, (-1, groups)).sum(2) for x in d_pair]
+    return d_query, d_pair[0], d_pair[1]
+
+
+def feed_forward(
+    x: Float[Tensor, "N H"],
+    norm: Float[Tensor, " H"],
+    gate: Float[Tensor, "I H"],
+    up: Float[Tensor, "I H"],
+    down: Float[Tensor, "H I"],
+    *,
+    epsilon: float,
+) -> Float[Tensor, "N H"]:
+    """x + (silu(n gateᵀ) · n upᵀ) downᵀ of n = rms_norm(x), the second half of a layer."""
+    if torch.is_grad_enabled():
+        return cast(Tensor, _FeedForward.apply(x, norm, gate, up, down, epsilon))
+    n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
+    g, u = (torch.mm(n, w.T, out=scratch(name, x, (len(x), len(w)))) for w, name in ((gate, "g"), (up, "u")))
+    return torch.addmm(x, aten.silu.out(g, out=g).mul_(u), down.T)
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, epsilon: float) -> Tensor:
+        scale = _norm_scale(x, epsilon)
+        n = torch.mul(x, scale, out=scratch("n", x)).mul_(norm)
+        g, u = n @ gate.T, n @ up.T
+        ctx.save_for_backward(x, scale, g, u)
+        ctx.weights = (norm, gate, up, down)
+        return torch.addmm(x, aten.silu.out(g, out=scratch("h", g)).mul_(u), down.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, g, u = ctx.saved_tensors
+        norm, gate, up, down = ctx.weights
+        d_norm, d_gate, d_up, d_down = d_weights = [gradient_of(w) for w in ctx.weights]
+        n = torch.mul(x, scale, out=scratch("n", x))
+        weighted = torch.mul(n, norm, out=scratch("weighted", x))
+        s = aten.silu.out(g, out=scratch("s", g))
+        h = torch.mul(s, u, out=scratch("h", g))
+        d_down.addmm_(d.T, h)
+        d_h = torch.mm(d, down, out=h)
+        d_u = s.mul_(d_h)
+        d_up.addmm_(d_u.T, weighted)
+        d_g = aten.silu_backward.grad_input(d_h.mul_(u), g, grad_input=d_h)
+        d_gate.addmm_(d_g.T, weighted)
+        d_n = torch.mm(d_u, up, out=weighted).addmm_(d_g, gate)
+        d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)
+        return d_x, *map(rest, ctx.weights, d_weights), None
+
+
+def _norm_backward(d: Tensor, n: Tensor, weight: Tensor, scale: Tensor, d_weight: Tensor) -> Tensor:
+    """The gradient of rms_norm in x, from n = x · scale: dn = d · w and dx = scale (dn − n mean(dn · n)). In place of
+    d; the gradient of the weight is added to `d_weight`."""
+    product = torch.mul(d, n, out=scratch("product", d))
+    d_weight.add_(product.flatten(0, -2).sum(0))
+    mean = product.mul_(weight).mean(-1, keepdim=True)
+    return d.mul_(weight).addcmul_(n, mean, value=-1).mul_(scale)
