@@ -1,7 +1,7 @@
 """One more token for every row, on the CPU: Qwen2's layers without what a single token does not need.
 
-Queries, keys and values come from one product, gate and up from another; the cache is laid out once and a row that is
-done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and other families; those decode through
+Queries, keys and values come from one product, and weights lie in memory as products of few rows want them; the cache
+is laid out once and a row that is done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and other families; those decode through
 transformers, in `sampling`.
 """
 
@@ -19,15 +19,16 @@ from rlhf_cli.rl.packing import packs
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One layer's, transposed for `addmm`."""
+    """One layer's, as `laid_out`."""
 
     norm: Tensor
     qkv: Float[Tensor, "H qkv"]
     bias: Float[Tensor, " qkv"]
-    out: Tensor
+    out: Float[Tensor, "all H"]
     next_norm: Tensor
-    gate_up: Float[Tensor, "H twice"]
-    down: Tensor
+    gate: Float[Tensor, "H I"]
+    up: Float[Tensor, "H I"]
+    down: Float[Tensor, "I H"]
 
 
 def decodes(trunk: Any) -> bool:
@@ -66,9 +67,9 @@ class Decoder:
             query = turn[:, : self.heads].view(count, self.kv_heads, self.groups, self.size)
             out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
             x = torch.addmm(x, out.reshape(count, -1), weights.out)
-            h = torch.mm(rms_norm(x, weights.next_norm, self.epsilon), weights.gate_up)
-            gate, up = h.chunk(2, dim=1)
-            x = torch.addmm(x, torch.nn.functional.silu(gate).mul_(up), weights.down)
+            h = rms_norm(x, weights.next_norm, self.epsilon)
+            gate, up = torch.mm(h, weights.gate), torch.mm(h, weights.up)
+            x = torch.addmm(x, torch.nn.functional.silu(gate, inplace=True).mul_(up), weights.down)
         return rms_norm(x, self.trunk.norm.weight, self.epsilon)
 
 
@@ -77,10 +78,21 @@ def _weights(layer: Any) -> Weights:
     parts = (inner.q_proj, inner.k_proj, inner.v_proj)
     return Weights(
         norm=layer.input_layernorm.weight,
-        qkv=torch.cat([p.weight for p in parts]).T,
+        qkv=laid_out(torch.cat([p.weight for p in parts])),
         bias=torch.cat([p.bias for p in parts]),
-        out=inner.o_proj.weight.T,
+        out=laid_out(inner.o_proj.weight),
         next_norm=layer.post_attention_layernorm.weight,
-        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).T,
-        down=mlp.down_proj.weight.T,
+        gate=laid_out(mlp.gate_proj.weight),
+        up=laid_out(mlp.up_proj.weight),
+        down=laid_out(mlp.down_proj.weight),
     )
+
+
+APART = 16
+"""Numbers between the rows of a weight: rows a power of two apart would share a few places of the cache."""
+
+
+def laid_out(weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
+    """The transposed weight, its rows side by side: a product with 2 to 64 rows reads it a fifth to twice faster."""
+    memory = weight.new_empty(weight.shape[1], weight.shape[0] + APART)
+    return memory[:, : weight.shape[0]].copy_(weight.T.contiguous())  # torch transposes fast into whole memory only
