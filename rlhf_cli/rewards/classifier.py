@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
@@ -32,25 +33,25 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, texts: list[str]) -> Float[Tensor, "N C"]:
         """Softmax over the classes, float32 on the CPU, in the order of the texts."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        ids = self._encode(texts)
         result = torch.zeros(len(texts), self.model.config.num_labels)
-        for at in range(0, len(order), self.batch_size):
-            chosen = order[at : at + self.batch_size]
-            ids = self.tokenizer([texts[i] for i in chosen], add_special_tokens=True)["input_ids"]
-            self.truncated += sum(len(row) > self.limit for row in ids)
-            batch = self.tokenizer(
-                [texts[i] for i in chosen],
-                padding=True,
-                truncation=True,
-                max_length=self.limit,
-                return_tensors="pt",
-            )
-            logits = self.model(
-                input_ids=batch["input_ids"].to(self.device),
-                attention_mask=batch["attention_mask"].to(self.device),
-            ).logits
+        for chosen in batches([len(row) for row in ids], self.batch_size):
+            rows = [torch.tensor(ids[i]) for i in chosen]
+            lengths = torch.tensor([len(row) for row in rows])
+            batch = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+            real = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
+            logits = self.model(input_ids=batch.to(self.device), attention_mask=real.to(self.device)).logits
             result[chosen] = logits.float().softmax(-1).cpu()
         return result
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, with special tokens, cut at the limit."""
+        ids: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
+        long = [i for i, row in enumerate(ids) if len(row) > self.limit]
+        self.truncated += len(long)
+        for i in long:
+            ids[i] = self.tokenizer(texts[i], truncation=True, max_length=self.limit)["input_ids"]
+        return ids
 
     def score(self, texts: list[str], target: str) -> Float[Tensor, " N"]:
         """P(target)."""
@@ -61,3 +62,16 @@ class Classifier:
         columns = [class_index(self.model, name) for name in SENTIMENTS]
         best = self.probabilities(texts)[:, columns].argmax(1)
         return [SENTIMENTS[int(i)] for i in best]
+
+
+def batches(lengths: list[int], size: int) -> list[list[int]]:
+    """Which go together, those of like length, so that no batch has more positions, padding included, than `size` of
+    the longest."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    limit = size * max(lengths, default=0)
+    found: list[list[int]] = []
+    for i in order:
+        if not found or (len(found[-1]) + 1) * lengths[i] > limit:
+            found.append([])
+        found[-1].append(i)
+    return found

@@ -1,8 +1,8 @@
 """One more token for every row, on the CPU: Qwen2's layers without what a single token does not need.
 
 Queries, keys and values come from one product, and weights lie in memory as products of few rows want them; the cache
-is laid out once and a row that is done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and other families; those decode through
-transformers, in `sampling`.
+is laid out once and a row that is done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and
+other families; those decode through transformers, in `sampling`.
 """
 
 from dataclasses import dataclass
