@@ -16,6 +16,7 @@ from test_training import SMALL, TINY
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.miniatures import build
+from rlhf_cli.rewards.classifier import batches
 from rlhf_cli.rewards.judge import LONGEST_WAIT, Judge, JudgeError, parse, retry_after
 from rlhf_cli.rewards.process import increments
 from rlhf_cli.rewards.rule import form
@@ -281,3 +282,18 @@ def test_a_process_reward_needs_a_reader_of_tokens(capsys: pytest.CaptureFixture
     assert "reward.every_tokens=8" in capsys.readouterr().err
     assert dispatch(["train", "penalty.n=[]"]) == 2
     assert "penalty.n=[2,3,4]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("lengths", "size", "expected"),
+    [
+        ([], 4, []),
+        ([7, 5, 9], 2, [[1, 0], [2]]),
+        ([5] * 20 + [50] * 3, 64, [list(range(20)), [20, 21, 22]]),
+        ([5] * 3 + [50] * 3, 64, [list(range(6))]),
+        ([40] * 16 + [50] * 16 + [60], 64, [list(range(33))]),
+        ([30] * 16 + [40] * 16 + [60], 64, [list(range(32)), [32]]),
+    ],
+)
+def test_texts_of_like_length_share_a_batch(lengths: list[int], size: int, expected: list[list[int]]) -> None:
+    assert batches(lengths, size) == expected

@@ -64,14 +64,19 @@ class Classifier:
         return [SENTIMENTS[int(i)] for i in best]
 
 
+PADDING = 256
+"""Positions that may be padding whatever its share: one more forward pass costs more."""
+
+
 def batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Which go together, those of like length, so that no batch has more positions, padding included, than `size` of
-    the longest."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    limit = size * max(lengths, default=0)
+    """Which go together: those of like length, at most `size`, with a quarter of their positions padding at most."""
     found: list[list[int]] = []
-    for i in order:
-        if not found or (len(found[-1]) + 1) * lengths[i] > limit:
+    real = 0
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        count, real = len(found[-1]) + 1 if found else 1, real + lengths[i]
+        padding = count * lengths[i] - real
+        if not found or count > size or padding > max(PADDING, count * lengths[i] // 4):
             found.append([])
+            real = lengths[i]
         found[-1].append(i)
     return found

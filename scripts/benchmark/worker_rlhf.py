@@ -90,7 +90,7 @@ def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overri
         config_dir=None,
     ).jobs[0]
     where, words = compute(config), load_words(folder)
-    classifier = Classifier(folder / "reward", device=where.device, batch_size=SEQUENCES // 4, dtype=where.dtype)
+    classifier = Classifier(folder / "reward", device=where.device, batch_size=SEQUENCES, dtype=where.dtype)
     classifier.tokenizer, classifier.limit = load_words(folder), 512
     classifier.tokenizer.padding_side = "right"
     actor = load_actor(str(folder / "actor"), device=where.device)
