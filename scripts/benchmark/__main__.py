@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--trl", help="folder that holds the current TRL (GRPO); default: as importable")
     parser.add_argument("--trl-ppo", help="folder that holds TRL 1.12 (PPO); default: as importable")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--rlhf-micro", type=int, help="our micro-batch (default: shapes.py)")
