@@ -78,7 +78,12 @@ def run(command: str, argv: list[str]) -> int:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     argv = _positional(command, argv)
-    args = get_args_parser().parse_args(argv)
+    parser = get_args_parser()
+    parser.error = _usage  # type: ignore[assignment]
+    try:
+        args = parser.parse_args(argv)
+    except UserError as error:
+        return _refuse(str(error))
     from rlhf_cli.config.compose import plan
     from rlhf_cli.config.folders import check_writable
 
@@ -103,6 +108,10 @@ def run(command: str, argv: list[str]) -> int:
     elif not _leads():
         argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process names the folder
     return _run(command, argv)
+
+
+def _usage(fault: str) -> NoReturn:
+    raise UserError(f"{fault}. Keys are typed without dashes, with an equals sign: steps=10, algo.beta=0.1")
 
 
 def sweep(argv: list[str]) -> int:

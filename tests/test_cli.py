@@ -77,6 +77,7 @@ def test_contradictions_are_refused_with_the_fix(overrides: list[str], message: 
         ["train", "-m", "algo.beta=0.1,-1"],
         ["eval", "checkpoint=nowhere"],
         ["train", "resume=nowhere"],
+        ["train", "--steps", "10"],
     ],
 )
 def test_user_errors_exit_with_2_and_no_traceback(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,6 +41,18 @@ def test_killed_before_the_first_checkpoint_it_starts_anew(tmp_path: Path, capsy
     assert numbers(cut) == numbers(tmp_path / "whole")
 
 
+def test_a_finished_run_is_said_to_be_done_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, "steps=1", "algo=grpo", "critic=qwen_base") == 0
+    assert "critic=qwen_base is not used" in capsys.readouterr().out
+    assert dispatch(["train", f"resume={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path} is done: 1 of 1 steps" in said
+    assert "loading" not in said
+    assert read_status(tmp_path)["state"] == "done"
+
+
 def test_lines_after_the_checkpoint_are_dropped_not_doubled(tmp_path: Path) -> None:
     assert train(tmp_path, "steps=2") == 0
     for name in ("metrics.jsonl", "samples.jsonl"):

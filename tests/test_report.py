@@ -130,6 +130,19 @@ def test_a_sweep_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
     assert all(chart.series for s in sections_of(find([str(tmp_path)])[0], [], []) for chart in s.charts)
 
 
+def test_a_run_that_says_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path / "whole", [], [0.4, 0.6, 0.8])
+    broken = make(tmp_path / "broken", [], [])
+    (broken / "status.json").write_text(json.dumps({"state": "failed", "step": 0, "steps": 20, "error": "no <room>"}))
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "status.json").write_text(json.dumps({"state": "running", "step": 0, "steps": 20}))
+    assert dispatch(["report", str(tmp_path), f"out={tmp_path / 'page'}"]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
+    assert told == [f"left out: {begun}: running (no validation yet)", f"left out: {broken}: failed (no <room>)"]
+    assert f"<li>{broken}: failed (no &lt;room&gt;)</li>" in (tmp_path / "page" / "index.html").read_text()
+
+
 def test_ticks_are_round_and_a_flat_line_has_a_chart() -> None:
     assert nice_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert nice_ticks(-0.3, 41) == [0, 10, 20, 30, 40]

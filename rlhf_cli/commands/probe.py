@@ -110,6 +110,8 @@ def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]], why
         for model, all_earned in why.items():
             words = ", ".join(f"{printable(word)} {value:.2f}" for word, value in earners(all_earned[i]))
             console.print(Text(f"   {model}, bare: what made the label: {words or 'no word by itself'}", "dim"))
+    if len(texts) == 1:
+        return
     summary = Table("model", "wrapping", "flips", "rate", "95 %", "misread", title=f"all {len(texts)} texts")
     for row in table:
         misread = "–" if row["misread"] is None else f"{row['misread']} of {row['known']}"

@@ -16,7 +16,7 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.report.page import sections_of, write
-    from rlhf_cli.report.runs import find
+    from rlhf_cli.report.runs import find, left_out
 
     hydra = HydraConfig.get()
     config = settle("report", cfg, list(hydra.overrides.task))
@@ -28,13 +28,16 @@ def run(cfg: DictConfig) -> None:
         going_on = config.live and any(run.state == "running" for run in runs)
         sections = sections_of(runs, probes, compares)
         refresh = LIVE_SECONDS if going_on else 0
-        page = write(out, runs, sections, title=config.title, figures=not going_on, refresh=refresh)
+        missing = left_out(config.runs, runs)
+        page = write(out, runs, sections, title=config.title, left_out=missing, figures=not going_on, refresh=refresh)
         if not going_on:
             break
         print(f"\r{_progress(runs)}: {page}", end="", flush=True)
         time.sleep(LIVE_SECONDS)
     for section in sections:
         print(f"{section.title}: {section.answer}")
+    for line in missing:
+        print(f"left out: {line}")
     print(f"written: {page}" + (f" and {out / 'figures'}" if any(s.charts for s in sections) else ""))
     if config.tracking.name != "none":
         _mirror(config, out, sections)

@@ -20,7 +20,8 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.training.judge import judge
 
     config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
-    lab, _ = judged_lab(config, first_line(config))
+    lab, checkpoint = judged_lab(config, first_line(config))
+    print(f"written by {checkpoint or 'the untrained actor (checkpoint=… names a trained one)'}", flush=True)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
     _, rows = judge(lab, PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad))
@@ -29,4 +30,4 @@ def run(cfg: DictConfig) -> None:
         whole = printable(joined(row["prefix"], row["response"]))
         text = Text(whole)
         text.stylize("bold", 0, len(row["prefix"]))
-        console.print(text, Text(f"  [{config.reward.target} {row['score']:.3f}]", style="dim"))
+        console.print(text, Text(f"  [score {row['score']:.3f}]", style="dim"))

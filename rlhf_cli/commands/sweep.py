@@ -47,6 +47,8 @@ class Job:
             return None  # another engine got there first
         if cfg.fail_fast and any(_failed_since(self.began, other) for other in folder.parent.iterdir()):
             return None
+        typed = [o for o in HydraConfig.get().overrides.task if o != "resume=auto"]
+        print(f"job {folder.name}: {' '.join(typed)}", flush=True)
         if self.threads and "OMP_NUM_THREADS" not in os.environ:
             import torch
 
@@ -183,6 +185,8 @@ def run(plan: Plan, folder: Path) -> int:
             _make_room(folder / str(number), plan.command)
         if len(numbers) < len(plan.jobs):
             print(f"{len(plan.jobs) - len(numbers)} of {len(plan.jobs)} jobs stay as they are", flush=True)
+        if numbers:
+            print(f"{len(numbers)} {'job' if len(numbers) == 1 else 'jobs'} to run, in {folder}", flush=True)
         try:
             launch(plan, folder, numbers)
         except Interrupted as stop:

@@ -1,6 +1,7 @@
 """The page: sections and what they rest on, in one self-contained HTML file. Generated text is escaped by Jinja."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,20 @@ def distinct(sections: list[Section]) -> list[Section]:
 
 
 def write(
-    folder: Path, runs: list[Run], sections: list[Section], *, title: str, figures: bool = True, refresh: int = 0
+    folder: Path,
+    runs: list[Run],
+    sections: list[Section],
+    *,
+    title: str,
+    left_out: Sequence[str] = (),
+    figures: bool = True,
+    refresh: int = 0,
 ) -> Path:
     """index.html, and each chart as figures/<name>.png and .svg; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     draft = page.with_name(".index.html.tmp")
-    draft.write_text(render(runs, sections, title=title, refresh=refresh), encoding="utf-8")
+    draft.write_text(render(runs, sections, title=title, left_out=left_out, refresh=refresh), encoding="utf-8")
     draft.replace(page)
     if figures:
         (folder / "figures").mkdir(exist_ok=True)
@@ -52,8 +60,11 @@ def write(
     return page
 
 
-def render(runs: list[Run], sections: list[Section], *, title: str, refresh: int = 0) -> str:
-    """`refresh`: seconds after which a browser loads the page again; 0 never."""
+def render(
+    runs: list[Run], sections: list[Section], *, title: str, left_out: Sequence[str] = (), refresh: int = 0
+) -> str:
+    """`left_out`: runs that the page says nothing of, and why; `refresh`: seconds after which a browser loads the page
+    again, 0 never."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals["svg"] = _svg
     environment.globals["colour"] = lambda style: COLOURS[style % len(COLOURS)]
@@ -65,6 +76,7 @@ def render(runs: list[Run], sections: list[Section], *, title: str, refresh: int
         simulation=any(run.config.get("scale") == "mini" for run in runs),
         sections=sections,
         differing=differing(runs),
+        left_out=left_out,
         shared=shared(runs),
         machine=machine(runs),
         refresh=refresh,

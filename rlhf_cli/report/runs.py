@@ -97,6 +97,18 @@ def find(places: list[str]) -> tuple[list[Run], list[dict[str, Any]], list[dict[
     return usable, probes, compares
 
 
+def left_out(places: list[str], runs: list[Run]) -> list[str]:
+    """What else began in these folders and is neither done nor among the runs: where, how it ended and why."""
+    shown = {run.folder.resolve() for run in runs}
+    lines = {}
+    for path in (p for place in places for p in Path(place).expanduser().rglob("status.json")):
+        status, folder = _object(path), path.parent
+        if folder.resolve() not in shown and status.get("state") not in (None, "done"):
+            why = str(status.get("error") or "no validation yet").splitlines()[0]
+            lines[folder.resolve()] = f"{folder}: {status['state']} ({why})"
+    return [lines[folder] for folder in sorted(lines, key=_order)]
+
+
 def _order(folder: Path) -> tuple[Any, ...]:
     """2 before 10."""
     return tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in folder.parts)

@@ -61,7 +61,7 @@ class Judge:
         if key_env and not key:
             raise UserError(f"reward.endpoint.key_env={key_env}: that environment variable is not set")
         self.url, self.model, self.question = url.rstrip("/") + "/chat/completions", model, question
-        self.retries, self.concurrency, self._sleep = retries, concurrency, sleep
+        self.retries, self.concurrency, self._sleep, self._told = retries, concurrency, sleep, False
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=concurrency)
         self._client = httpx.Client(headers=headers, timeout=timeout_s, limits=limits)
@@ -87,13 +87,11 @@ class Judge:
         return hashlib.sha256(json.dumps([self.url, self.model, SYSTEM, self.question, text]).encode()).hexdigest()
 
     def _ask(self, text: str) -> float:
-        fault, wait, jitter = (
-            "",
-            0.0,
-            random.Random(),
-        )  # not the run's random numbers: they must not depend on a network
+        fault, wait = "", 0.0
+        jitter = random.Random()  # not the run's random numbers: they must not depend on a network
         for attempt in range(self.retries + 1):
             if attempt:
+                self._tell(fault)
                 self._sleep(wait)
             wait = min(LONGEST_WAIT, 2.0**attempt) * jitter.uniform(0.5, 1.0)
             try:
@@ -112,6 +110,12 @@ class Judge:
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 fault = f"a reply that is no number from 0 to 10 ({error})"
         raise JudgeError(f"{self.url} gave no score in {self.retries + 1} tries; the last: {fault}")
+
+    def _tell(self, fault: str) -> None:
+        """Once: a run that waits for a judge should not look as if it hung."""
+        if not self._told:
+            self._told = True
+            print(f"{self.url}: {fault}; trying again, up to {self.retries} times a text", flush=True)
 
     def _request(self, text: str) -> dict[str, Any]:
         fenced = f"<text>{text.replace('</text>', '< /text>')}</text>"

@@ -6,10 +6,11 @@ from pathlib import Path
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.training import distributed
+from rlhf_cli.training.checkpoint import step_of
 from rlhf_cli.training.folder import begun
 from rlhf_cli.training.session import Session, newest_words, notify, open_session
 from rlhf_cli.training.signals import StopRequest, stop_on_signals
-from rlhf_cli.training.status import Interrupted
+from rlhf_cli.training.status import Interrupted, read_status, write_status
 
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
@@ -17,7 +18,13 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
     with distributed.together(config.device), ExitStack() as stack:
         _fits(config)
         folder = distributed.first(lambda: folder)
+        was_done = distributed.first(lambda: read_status(folder).get("state") == "done")
         checkpoint = distributed.first(lambda: stack.enter_context(begun(config, folder, steps=config.steps)))
+        if was_done and checkpoint and step_of(checkpoint) >= config.steps:
+            distributed.first(lambda: write_status(folder, "done", step=step_of(checkpoint), steps=config.steps))
+            more = f"rlhf train resume={folder} steps=…"
+            notify(f"{folder} is done: {step_of(checkpoint)} of {config.steps} steps. For more: {more}")
+            return {}
         stop = stack.enter_context(stop_on_signals())
         stop.at_once = True  # nothing is worth saving before the first step
         session = open_session(config, folder, checkpoint, group)
