@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding, scaled_dot_product_attention
+from torch.nn.functional import embedding
 
 from rlhf_cli.rl.layers import rms_norm, turned
 from rlhf_cli.rl.packing import packs
@@ -53,7 +53,7 @@ class Decoder:
         self.layers = [_weights(layer) for layer in trunk.layers]
 
     def step(
-        self, tokens: Int[Tensor, " B"], positions: Int[Tensor, "B 1"], mask: Bool[Tensor, "B 1 1 T"] | None
+        self, tokens: Int[Tensor, " B"], positions: Int[Tensor, "B 1"], mask: Bool[Tensor, "B 1 T"] | None
     ) -> Float[Tensor, "B H"]:
         """The last hidden states of the rows' newest tokens, whose keys and values go into the cache."""
         x = embedding(tokens, self.trunk.embed_tokens.weight)
@@ -64,9 +64,13 @@ class Decoder:
             qkv = torch.addmm(weights.bias, h, weights.qkv).view(count, -1, self.size)
             turn = turned(qkv[:, :both], cos, sin, 1)
             keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
-            query = turn[:, : self.heads].view(count, self.kv_heads, self.groups, self.size)
-            out = scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self.scale)
-            x = torch.addmm(x, out.reshape(count, -1), weights.out)
+            # one token's attention is two batched products; torch's kernel for it is made for many
+            query = turn[:, : self.heads].mul(self.scale).reshape(count * self.kv_heads, self.groups, self.size)
+            scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
+            if mask is not None:
+                scores.view(count, self.heads, -1).masked_fill_(~mask, -torch.inf)
+            out = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
+            x = torch.addmm(x, out.view(count, -1), weights.out)
             h = rms_norm(x, weights.next_norm, self.epsilon)
             gate, up = torch.mm(h, weights.gate), torch.mm(h, weights.up)
             x = torch.addmm(x, torch.nn.functional.silu(gate, inplace=True).mul_(up), weights.down)

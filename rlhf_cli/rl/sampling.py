@@ -64,7 +64,7 @@ def sample(
             break
         seen, positions = real[:, : width + at + 1], prompts.lengths[rows, None] + at
         if decoder:
-            states = decoder.step(token, positions, seen[:, None, None] if padded else None)
+            states = decoder.step(token, positions, seen[:, None] if padded else None)
         else:
             mask = mask_for(trunk, seen, queries=1, padded=padded)
             states = forward(trunk, cache, token[:, None], mask, positions)
