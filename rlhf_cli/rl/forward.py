@@ -37,8 +37,7 @@ def predicting_states(trunk: Any, rollout: Rollout) -> Float[Tensor, "M H"]:
     """
     if not packs(trunk):
         return response_states(trunk, rollout)[rollout.mask]
-    packing = pack(rollout)
-    return packed_states(trunk, packing).index_select(0, packing.predictors)
+    return packed_states(trunk, pack(rollout))
 
 
 def response_states(trunk: nn.Module, rollout: Rollout) -> Float[Tensor, "B R H"]:

@@ -3,7 +3,7 @@
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -84,40 +84,49 @@ def self_attention(
     cos: Float[Tensor, "N 1 D"],
     sin: Float[Tensor, "N 1 D"],
     packing: Packing,
+    wanted: Int[Tensor, " K"] | None,
     epsilon: float,
-) -> Float[Tensor, "N H"]:
+) -> Float[Tensor, "N H"] | Float[Tensor, "K H"]:
     """x + attention(q, k, v) outᵀ with q, k and v linear in n = rms_norm(x), q and k rotated; the first half of a
-    layer. Causal, within each rollout. `projections`: (weight, bias) of q, k and v."""
+    layer. Causal, within each rollout. `projections`: (weight, bias) of q, k and v; `wanted`: only for these tokens."""
     weights = (norm, out, *(w for pair in projections for w in pair))
     if torch.is_grad_enabled():
-        return cast(Tensor, _SelfAttention.apply(x, cos, sin, packing, epsilon, *weights))
+        return cast(Tensor, _SelfAttention.apply(x, cos, sin, packing, wanted, epsilon, *weights))
     n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
     attended, _ = _attend(*_queries_keys_values(n, weights, cos, sin, packing))
-    return torch.addmm(x, packing.gathered(_rows(attended)), out.T)
+    return torch.addmm(_at(x, wanted), _at(packing.gathered(_rows(attended)), wanted), out.T)
 
 
 class _SelfAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, packing: Packing, epsilon: float, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        packing: Packing,
+        wanted: Tensor | None,
+        epsilon: float,
+        *weights: Tensor,
     ) -> Tensor:
         scale = _norm_scale(x, epsilon)
         n = torch.mul(x, scale, out=scratch("n", x)).mul_(weights[0])
         parts = _queries_keys_values(n, weights, cos, sin, packing)
         attended, logsumexp = _attend(*parts)
         ctx.save_for_backward(x, scale, cos, sin, *parts, attended, logsumexp)
-        ctx.packing, ctx.weights = packing, weights
-        return torch.addmm(x, packing.gathered(_rows(attended)), weights[1].T)
+        ctx.packing, ctx.wanted, ctx.weights = packing, wanted, weights
+        return torch.addmm(_at(x, wanted), _at(packing.gathered(_rows(attended)), wanted), weights[1].T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, cos, sin, *attention = ctx.saved_tensors
-        packing, (norm, out, *weights) = ctx.packing, ctx.weights
+        packing, wanted, (norm, out, *weights) = ctx.packing, ctx.wanted, ctx.weights
         d_norm, d_out, *d_weights = gradients = [gradient_of(w) for w in ctx.weights]
         attended = attention[3]
-        d_out.addmm_(d.T, packing.gathered(_rows(attended)))
-        d_attended = packing.gathered_gradient(torch.mm(d, out, out=scratch("d_attended", x, (len(x), out.shape[1]))))
+        d_out.addmm_(d.T, _at(packing.gathered(_rows(attended)), wanted))
+        d_rows = torch.mm(d, out, out=scratch("d_attended", x, (len(d), out.shape[1])))
+        d_attended = packing.gathered_gradient(_at_gradient(d_rows, wanted, len(x)))
         d_parts = _attend_gradient(d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2), *attention)
         n = torch.mul(x, scale, out=scratch("n", x))
         weighted = torch.mul(n, norm, out=scratch("weighted", x))
@@ -129,8 +138,8 @@ class _SelfAttention(torch.autograd.Function):
             torch.mm(d_rows, weights[2 * i], out=d_n) if i == 0 else d_n.addmm_(d_rows, weights[2 * i])
             d_weights[2 * i].addmm_(d_rows.T, weighted)
             d_weights[2 * i + 1].add_(d_rows.sum(0))
-        d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)
-        return d_x, None, None, None, None, *map(rest, ctx.weights, gradients)
+        d_x = _at_gradient(d, wanted, len(x)) + _norm_backward(d_n, n, norm, scale, d_norm)
+        return d_x, None, None, None, None, None, *map(rest, ctx.weights, gradients)
 
 
 def _queries_keys_values(
@@ -145,6 +154,15 @@ def _queries_keys_values(
         rows = (turned(heads, cos, sin, 1) if i < 2 else heads).view(len(n), -1)
         parts.append(packing.spread(rows).view(*packing.place.shape, *heads.shape[1:]).transpose(1, 2))
     return parts
+
+
+def _at(x: Float[Tensor, "N C"], wanted: Int[Tensor, " K"] | None) -> Tensor:
+    """The rows that are wanted."""
+    return x if wanted is None else x.index_select(0, wanted)
+
+
+def _at_gradient(d: Float[Tensor, "K C"], wanted: Int[Tensor, " K"] | None, count: int) -> Tensor:
+    return d if wanted is None else d.new_zeros(count, d.shape[1]).index_copy_(0, wanted, d)
 
 
 def _rows(x: Float[Tensor, "B heads T D"]) -> Float[Tensor, "places all"]:

@@ -29,8 +29,10 @@ class Packing:
     """Where in [B, T], flat, each packed token is."""
     whole: bool
     """There is no padding and nothing shared: `place` and `back` change nothing."""
-    predictors: Int[Tensor, " M"]
-    """The packed token from which each response token is predicted, in the order of `responses[mask]`."""
+    predictors: Int[Tensor, " K"]
+    """The packed tokens from which response tokens are predicted: what the last layer must tell."""
+    predictor: Int[Tensor, " M"]
+    """Which of them predicts each response token, in the order of `responses[mask]`."""
 
     def spread(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
         """What each place of each rollout reads; anything where there is no token."""
@@ -62,13 +64,15 @@ def pack(rollout: Rollout) -> Packing:
     response_ids = rollout.responses.gather(1, (at - before).clamp(0, rollout.responses.shape[1] - 1))
     back = fresh.flatten().nonzero().squeeze(1)
     last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
+    predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
     return Packing(
         ids=torch.where(in_prompt, prompt_ids, response_ids).flatten()[back],
         positions=back % len(at),
         place=place,
         back=back,
         whole=len(back) == place.numel(),
-        predictors=place.gather(1, last)[rollout.mask],
+        predictors=predictors,
+        predictor=predictor,
     )
 
 
@@ -88,8 +92,8 @@ def packs(trunk: Any) -> bool:
     return known and set(config.layer_types) == {"full_attention"}
 
 
-def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "N H"]:
-    """Last hidden states of the packed tokens."""
+def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "M H"]:
+    """Last hidden states from which each response token is predicted."""
     ids, table = packing.ids[None], trunk.embed_tokens
     embeds = torch.is_grad_enabled() and adds(table.weight)
     output: Any = trunk(
@@ -99,7 +103,10 @@ def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "N H"]:
         use_cache=False,
         packing=packing,
     )
-    return output.last_hidden_state[0]
+    states = output.last_hidden_state.squeeze(0)
+    if len(states) != len(packing.predictors):  # quick layers leave out the rest
+        states = states.index_select(0, packing.predictors)
+    return states if len(states) == len(packing.predictor) else states.index_select(0, packing.predictor)
 
 
 def attention(

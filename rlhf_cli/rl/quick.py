@@ -37,7 +37,7 @@ def quicken(model: Any) -> Any:
     if model.config.model_type == "qwen2" and model.config.hidden_act == "silu":
         quick_layer, quick_norm = _quick_classes()
         for layer in model.base_model.layers:
-            layer.__class__ = quick_layer
+            layer.__class__, layer.is_last = quick_layer, layer is model.base_model.layers[-1]
         model.base_model.norm.__class__ = quick_norm
     return model
 
@@ -72,8 +72,8 @@ def layer_forward(
     position_embeddings: tuple[Tensor, Tensor],
     packing: Packing | None = None,
     **more: Any,
-) -> Float[Tensor, "B T H"]:
-    """What Qwen2DecoderLayer.forward computes."""
+) -> Float[Tensor, "B T H"] | Float[Tensor, "B K H"]:
+    """What Qwen2DecoderLayer.forward computes; the last layer of a packed pass only where something is predicted."""
     if packing is None:
         rows = _padded_attention(layer, x, position_embeddings, **more)
     else:
@@ -88,11 +88,12 @@ def layer_forward(
             cos=cos,
             sin=sin,
             packing=packing,
+            wanted=packing.predictors if layer.is_last else None,
             epsilon=norm.variance_epsilon,
         )
     norm, mlp = layer.post_attention_layernorm, layer.mlp
     weights = (norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
-    return feed_forward(rows, *weights, epsilon=norm.variance_epsilon).view(x.shape)
+    return feed_forward(rows, *weights, epsilon=norm.variance_epsilon).view(*x.shape[:-2], -1, x.shape[-1])
 
 
 def _padded_attention(
