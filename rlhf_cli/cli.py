@@ -247,14 +247,8 @@ def _hydra_message(error: Exception) -> str:
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
-        from rlhf_cli.config.schema import (
-            CompareConfig,
-            Config,
-            EvalConfig,
-            ProbeConfig,
-            RewardTrainConfig,
-            unknown_key,
-        )
+        from rlhf_cli.config.faults import unknown_key
+        from rlhf_cli.config.schema import CompareConfig, Config, EvalConfig, ProbeConfig, RewardTrainConfig
 
         own: dict[str, type[Config]] = {
             "reward_train": RewardTrainConfig,

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, difference, flat, nested, plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import EvalConfig, _keys
+from rlhf_cli.config.faults import _keys
+from rlhf_cli.config.schema import EvalConfig
 
 OPTIONS = [
     f"{folder.name}={file.stem}"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config, validate
+from rlhf_cli.config.faults import validate
+from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prefixes import build_prefixes, cut
 from rlhf_cli.data.reviews import SENTIMENTS, Review
 from rlhf_cli.data.sources import load_reviews

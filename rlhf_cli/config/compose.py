@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.faults import validate
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.config.schema import (
     CompareConfig,
@@ -19,7 +20,6 @@ from rlhf_cli.config.schema import (
     ReportConfig,
     RewardTrainConfig,
     Section,
-    validate,
 )
 
 _beside = Path(__file__).parents[1] / "conf"

@@ -37,13 +37,14 @@ def peak_gflops(rows: int = 944, inner: int = 512, columns: int = 2048, tries: i
 def update_gflop(shape: str, algo: str) -> float:
     """Floating-point operations of the update's matrix products, attention left out: forward, and twice that backward.
 
-    The prompts of a group count once, as they are computed once.
+    The prompts of a group count once, as they are computed once; of the last layer only where something is predicted.
     """
     hidden, layers, heads, kv_heads, inner, vocabulary = shapes.SHAPES[shape].actor
-    layer = hidden * hidden * (2 + 2 * kv_heads / heads) + 3 * hidden * inner
+    read, rest = hidden * hidden * (1 + 2 * kv_heads / heads), hidden * hidden + 3 * hidden * inner
     prompts = shapes.SEQUENCES // (shapes.GROUP if algo == "grpo" else 1)
     tokens = shapes.SEQUENCES * (shapes.RESPONSE - 1) + prompts * shapes.PROMPT
-    trunk = 2 * layers * layer * tokens
+    predictors = tokens - prompts * (shapes.PROMPT - 1)
+    trunk = 2 * (layers * read * tokens + rest * ((layers - 1) * tokens + predictors))
     head = 2 * hidden * vocabulary * shapes.SEQUENCES * shapes.RESPONSE
     return 3 * (trunk * (2 if algo == "ppo" else 1) + head) / 1e9
 
