@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -212,9 +213,19 @@ def _quiet(task: Callable[..., Any]) -> tuple[Callable[..., Any], list[BaseExcep
             return task(cfg)
         except BaseException as error:
             failure.append(error)
+            if isinstance(error, UserError):
+                _remove_if_empty()
             return None
 
     return quiet, failure
+
+
+def _remove_if_empty() -> None:
+    """The folder that Hydra made for a command that did nothing."""
+    from hydra.core.hydra_config import HydraConfig
+
+    with suppress(OSError):
+        Path(HydraConfig.get().runtime.output_dir).rmdir()
 
 
 def _positional(command: str, argv: list[str]) -> list[str]:

@@ -119,7 +119,10 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     values: dict[str, Any] = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
-        raise UserError(f"{missing[0]} must be given: rlhf {command} {missing[0]}=…")
+        typed = " ".join(o for o in overrides if o.partition("=")[0] != missing[0])
+        raise UserError(
+            f"{missing[0]} must be given{_meaning(missing[0], values)}: rlhf {command} {typed} {missing[0]}=…"
+        )
     schemas: dict[str, type[Section]] = {
         "report": ReportConfig,
         "eval": EvalConfig,
@@ -140,6 +143,16 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     if command == "train" and values["resume"] not in (None, "auto"):
         return validate(_resumed(saved_config(Path(values["resume"])), values, overrides), schema)
     return validate(values, schema)
+
+
+def _meaning(key: str, values: dict[str, Any]) -> str:
+    """(what the comment in the group's file says of its key)"""
+    group, _, name = key.partition(".")
+    chosen = values.get(group)
+    path = CONF / group / f"{chosen.get('name') if isinstance(chosen, dict) else None}.yaml"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = [line.partition("#")[2].strip() for line in lines if line.startswith(f"{name}:")]
+    return f" ({found[0]})" if found and found[0] else ""
 
 
 def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> None:
