@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from rlhf_cli.rl import head
+from rlhf_cli.rl import head, scratch
 from rlhf_cli.rl.forward import response_logprobs, response_values
 from rlhf_cli.rl.gradients import adds, in_place
 from rlhf_cli.rl.head import token_logprobs
@@ -200,6 +200,20 @@ def test_quick_layers_compute_what_transformers_do_with_gradient(
     torch.testing.assert_close(unrecorded, found[0], atol=1e-12, rtol=0)
     with differentiable_twice():
         torch.testing.assert_close(response_logprobs(quick, rollout, temperature=0.9)[0], found[0], atol=0, rtol=0)
+
+
+def test_memory_first_used_in_inference_mode_serves_training(
+    packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "_scratch", {})
+    monkeypatch.setattr(scratch, "_returned", {})
+    rollout = roll(packing_model, prompts([3, 5], 5))
+    with torch.inference_mode():
+        unrecorded = response_logprobs(packing_model, rollout, temperature=0.9)[0]
+    logprobs = response_logprobs(packing_model, rollout, temperature=0.9)[0]
+    torch.testing.assert_close(logprobs, unrecorded)
+    logprobs.sum().backward()
+    packing_model.zero_grad()
 
 
 def test_gradients_added_in_place_are_those_of_autograd(packing_model: Qwen2ForCausalLM) -> None:

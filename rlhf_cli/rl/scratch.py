@@ -15,7 +15,7 @@ def scratch(name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Te
         return like.new_empty(shape)
     held = _scratch.get(name)
     if held is None or held.numel() < torch.Size(shape).numel() or held.dtype != like.dtype:
-        _scratch[name] = held = like.new_empty(torch.Size(shape).numel())
+        _scratch[name] = held = _fresh(like, (torch.Size(shape).numel(),), like.dtype)
     return _first(held, shape)
 
 
@@ -23,7 +23,7 @@ def borrow(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Uninitialised memory that is the caller's for good, or until it gives it back."""
     held = _returned.pop(dtype, None) if like.device.type == "cpu" else None
     if held is None or held.numel() < torch.Size(shape).numel():
-        return like.new_empty(shape, dtype=dtype)
+        return _fresh(like, shape, dtype)
     return _first(held, shape)
 
 
@@ -31,6 +31,11 @@ def give_back(borrowed: Tensor) -> None:
     """Nobody reads it any more: the next one may have it."""
     if borrowed.device.type == "cpu":
         _returned[borrowed.dtype] = borrowed if borrowed._base is None else borrowed._base
+
+
+def _fresh(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # what is made inside could never be written to outside
+        return torch.empty(shape, dtype=dtype, device=like.device)
 
 
 def _first(held: Tensor, shape: tuple[int, ...]) -> Tensor:
