@@ -1,9 +1,9 @@
-"""Qwen2's layers with hand-written gradients, for the CPU: fewer passes over memory, and fewer pages touched first.
+"""Qwen2 with the layers of `layers`, for the CPU: fewer passes over memory, and fewer pages touched first.
 
 A layer's products are near the machine's peak; what stands between them (norms, rotations, the gated activation) is
-bound by memory, and each temporary of a megabyte is mapped and zeroed afresh by the system. Here temporaries that do
-not outlive an operation are in scratch memory, and what can be computed again in one pass is not kept. On a GPU, under
-autocast, and where a gradient is differentiated again (`differentiable_twice`), the layers are transformers' own.
+bound by memory. In `layers`, temporaries that do not outlive an operation are in scratch memory, and what can be
+computed again in one pass is not kept. On a GPU, under autocast, and where a gradient is differentiated again
+(`differentiable_twice`), the layers are transformers' own.
 """
 
 from collections.abc import Iterator
