@@ -81,14 +81,11 @@ def run(command: str, argv: list[str]) -> int:
     argv = _positional(command, argv)
     parser = get_args_parser()
     parser.error = _usage  # type: ignore[assignment]
-    try:
-        args = parser.parse_args(argv)
-    except UserError as error:
-        return _refuse(str(error))
     from rlhf_cli.config.compose import plan
     from rlhf_cli.config.folders import check_writable
 
     try:
+        args = parser.parse_args(argv)
         runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
         if not runs:
             return _hydra(command, argv)

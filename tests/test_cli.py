@@ -1,5 +1,7 @@
 """The command line: what is refused, with which message and exit code; what composes."""
 
+import os
+import platform
 import re
 import subprocess
 import sys
@@ -84,6 +86,30 @@ def test_contradictions_are_refused_with_the_fix(overrides: list[str], message: 
 def test_user_errors_exit_with_2_and_no_traceback(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(argv) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_missing_key_is_explained_and_the_line_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["train", "reward=learned", "steps=3"]) == 2
+    said = capsys.readouterr().err
+    assert "(its folder: <run>/reward_model): rlhf train reward=learned steps=3 reward.path=…" in said
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is glibc's to keep")
+@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="set up by hand")
+def test_freed_memory_is_used_again() -> None:
+    code = """
+import resource, torch
+from rlhf_cli.training.compute import keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults(); keep_freed_memory(); faults(); faults(); print(before, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < 100, f"{before} page faults before, {after} after"
 
 
 def test_help_imports_nothing_heavy() -> None:

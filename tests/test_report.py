@@ -141,6 +141,8 @@ def test_a_run_that_says_nothing_is_named(tmp_path: Path, capsys: pytest.Capture
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
     assert told == [f"left out: {begun}: running (no validation yet)", f"left out: {broken}: failed (no <room>)"]
     assert f"<li>{broken}: failed (no &lt;room&gt;)</li>" in (tmp_path / "page" / "index.html").read_text()
+    assert dispatch(["report", str(begun)]) == 2
+    assert f"{begun}: running (no validation yet)" in capsys.readouterr().err
 
 
 def test_ticks_are_round_and_a_flat_line_has_a_chart() -> None:

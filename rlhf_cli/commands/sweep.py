@@ -41,13 +41,14 @@ class Job:
         from rlhf_cli.training.folder import recorded
         from rlhf_cli.training.status import write_status
 
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        hydra = HydraConfig.get()
+        folder = Path(hydra.runtime.output_dir)
         status = read_status(folder)
         if _finished(status, cfg.steps if self.command == "train" else 0) or (alive(status) and here(status)):
             return None  # another engine got there first
         if cfg.fail_fast and any(_failed_since(self.began, other) for other in folder.parent.iterdir()):
             return None
-        typed = [o for o in HydraConfig.get().overrides.task if o != "resume=auto"]
+        typed = [o for o in hydra.overrides.task if o != "resume=auto"]
         print(f"job {folder.name}: {' '.join(typed)}", flush=True)
         if self.threads and "OMP_NUM_THREADS" not in os.environ:
             import torch

@@ -18,7 +18,8 @@ def run(cfg: DictConfig) -> float | None:
     from rlhf_cli.training.folder import last_metrics
     from rlhf_cli.training.run import train
 
-    if not config.algo.needs_critic and (typed := [o for o in hydra.overrides.task if o.startswith("critic")]):
+    typed = [o for o in hydra.overrides.task if o.startswith("critic") and o != "critic=none"]
+    if typed and not config.algo.needs_critic:
         print(f"{' '.join(typed)} is not used: the advantages of algo={config.algo.name} need no critic", flush=True)
     folder = Path(hydra.runtime.output_dir)
     metrics = train(

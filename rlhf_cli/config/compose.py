@@ -119,10 +119,8 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     values: dict[str, Any] = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
-        typed = " ".join(o for o in overrides if o.partition("=")[0] != missing[0])
-        raise UserError(
-            f"{missing[0]} must be given{_meaning(missing[0], values)}: rlhf {command} {typed} {missing[0]}=…"
-        )
+        fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
+        raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
     schemas: dict[str, type[Section]] = {
         "report": ReportConfig,
         "eval": EvalConfig,
@@ -146,13 +144,12 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
 
 
 def _meaning(key: str, values: dict[str, Any]) -> str:
-    """(what the comment in the group's file says of its key)"""
+    """What the comment in the chosen file of a group says of a key, in parentheses; nothing where there is none."""
     group, _, name = key.partition(".")
-    chosen = values.get(group)
-    path = CONF / group / f"{chosen.get('name') if isinstance(chosen, dict) else None}.yaml"
+    path = CONF / group / f"{values[group].get('name')}.yaml" if name else CONF
     lines = path.read_text().splitlines() if path.is_file() else []
-    found = [line.partition("#")[2].strip() for line in lines if line.startswith(f"{name}:")]
-    return f" ({found[0]})" if found and found[0] else ""
+    comments = (line.partition("#")[2].strip() for line in lines if line.startswith(f"{name}:"))
+    return "".join(f" ({comment})" for comment in comments if comment)
 
 
 def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> None:

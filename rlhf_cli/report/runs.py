@@ -9,6 +9,7 @@ from rlhf_cli.config.compose import flat, saved_config
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.evaluation.hacking import onset
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.tracking.text import printable
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ def find(places: list[str]) -> tuple[list[Run], list[dict[str, Any]], list[dict[
         found = sorted({path.parent for path in root.rglob("metrics.jsonl")}, key=_order)
         extra = [_object(p) for name in ("probe.json", "compare.json") for p in sorted(root.rglob(name))]
         if not found and not extra:
-            raise UserError(f"runs={place}: no run is there (a run's folder holds config.yaml and metrics.jsonl)")
+            nothing = f"runs={place}: no run is there (a run's folder holds config.yaml and metrics.jsonl)"
+            raise UserError("\n  ".join([nothing, *left_out([place], [])]))
         runs |= {folder.resolve(): load(folder) for folder in found if (folder / "config.yaml").is_file()}
         probes += [e for e in extra if "readings" in e]
         compares += [e for e in extra if "typed" in e]
     usable = [run for run in runs.values() if run.curve("val/score")]
     if not usable and not probes and not compares:
-        raise UserError(f"runs={places}: no run there has a validation yet")
+        raise UserError("\n  ".join([f"runs={places}: no run there has a validation yet", *left_out(places, [])]))
     return usable, probes, compares
 
 
@@ -105,7 +107,7 @@ def left_out(places: list[str], runs: list[Run]) -> list[str]:
         status, folder = _object(path), path.parent
         if folder.resolve() not in shown and status.get("state") not in (None, "done"):
             why = str(status.get("error") or "no validation yet").splitlines()[0]
-            lines[folder.resolve()] = f"{folder}: {status['state']} ({why})"
+            lines[folder.resolve()] = printable(f"{folder}: {status['state']} ({why})")
     return [lines[folder] for folder in sorted(lines, key=_order)]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
@@ -33,16 +32,7 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, texts: list[str]) -> Float[Tensor, "N C"]:
         """Softmax over the classes, float32 on the CPU, in the order of the texts."""
-        ids = self._encode(texts)
-        result = torch.zeros(len(texts), self.model.config.num_labels)
-        for chosen in batches([len(row) for row in ids], self.batch_size):
-            rows = [torch.tensor(ids[i]) for i in chosen]
-            lengths = torch.tensor([len(row) for row in rows])
-            batch = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
-            real = (torch.arange(batch.shape[1]) < lengths[:, None]).long()
-            logits = self.model(input_ids=batch.to(self.device), attention_mask=real.to(self.device)).logits
-            result[chosen] = logits.float().softmax(-1).cpu()
-        return result
+        return outputs(self, self._encode(texts)).softmax(-1)
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, with special tokens, cut at the limit."""
@@ -62,6 +52,16 @@ class Classifier:
         columns = [class_index(self.model, name) for name in SENTIMENTS]
         best = self.probabilities(texts)[:, columns].argmax(1)
         return [SENTIMENTS[int(i)] for i in best]
+
+
+def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
+    """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order."""
+    result = torch.zeros(len(ids), judge.model.config.num_labels)
+    for chosen in batches([len(row) for row in ids], judge.batch_size):
+        batch = judge.tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(judge.device)
+        logits = judge.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        result[chosen] = logits.float().cpu()
+    return result
 
 
 PADDING = 256

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.models.load import load_classifier, load_tokenizer
+from rlhf_cli.rewards.classifier import outputs
 
 SCALE_FILE = "reward_scale.json"
 
@@ -50,12 +51,9 @@ class LearnedReward:
     @torch.inference_mode()
     def raw(self, texts: list[str]) -> Float[Tensor, " N"]:
         """The model's outputs, on the CPU, in the order of the texts."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        result = torch.zeros(len(texts))
-        for at in range(0, len(order), self.batch_size):
-            chosen = order[at : at + self.batch_size]
-            result[chosen] = self.rewards([texts[i] for i in chosen]).cpu()
-        return result
+        if not texts:
+            return torch.zeros(0)
+        return outputs(self, self.tokenizer(texts, truncation=True, max_length=self.limit)["input_ids"]).squeeze(-1)
 
     def score(self, texts: list[str]) -> Float[Tensor, " N"]:
         """What `rlhf train` rewards with: normalised, if asked for."""

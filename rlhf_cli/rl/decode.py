@@ -97,6 +97,6 @@ APART = 16
 
 
 def laid_out(weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
-    """The transposed weight, its rows side by side: a product with 2 to 64 rows reads it a fifth to twice faster."""
+    """The transposed weight, its rows side by side: products with 4 to 64 rows take a tenth to three fifths less."""
     memory = weight.new_empty(weight.shape[1], weight.shape[0] + APART)
     return memory[:, : weight.shape[0]].copy_(weight.T.contiguous())  # torch transposes fast into whole memory only

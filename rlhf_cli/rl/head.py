@@ -78,7 +78,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 if kept is None:
                     _exponentials_(x, labels[some], ctx.temperature)
                 d_entropy = None if d_entropies is None else d_entropies[some]
-                _gradient_(x.div_(total[some, None]), labels[some], entropies[some], d_logprobs[some], d_entropy)
+                _gradient_(x, total[some], labels[some], entropies[some], d_logprobs[some], d_entropy)
             d = d.to(states.dtype)
             torch.mm(d, weight, out=d_states[rows])
             if d_weight is not None:
@@ -106,15 +106,18 @@ def _exponentials_(x: Tensor, labels: Tensor, temperature: float) -> tuple[Tenso
     return chosen - z.log(), entropies, z
 
 
-def _gradient_(p: Tensor, labels: Tensor, entropies: Tensor, d_logprobs: Tensor, d_entropies: Tensor | None) -> None:
-    """Probabilities become the gradient in their logits."""
-    extra = None
-    if d_entropies is not None:
+def _gradient_(
+    e: Tensor, total: Tensor, labels: Tensor, entropies: Tensor, d_logprobs: Tensor, d_entropies: Tensor | None
+) -> None:
+    """e becomes the gradient in its logits."""
+    if d_entropies is None:
+        e.mul_((-d_logprobs / total)[:, None])
+    else:
+        p = e.div_(total[:, None])
         extra = torch.special.entr(p, out=scratch("entropies", p))
         extra.addcmul_(p, entropies[:, None], value=-1).mul_(d_entropies[:, None])
-    p.mul_(-d_logprobs[:, None]).scatter_add_(1, labels[:, None], d_logprobs[:, None])
-    if extra is not None:
-        p += extra
+        p.mul_(-d_logprobs[:, None]).add_(extra)
+    e.scatter_add_(1, labels[:, None], d_logprobs[:, None])
 
 
 def _chunks(count: int, vocabulary: int, like: Tensor) -> list[slice]:

@@ -173,23 +173,25 @@ def _attend(
     query: Float[Tensor, "B heads T D"], key: Float[Tensor, "B kv_heads T D"], value: Float[Tensor, "B kv_heads T D"]
 ) -> tuple[Float[Tensor, "B heads T D"], Tensor]:
     """Causal attention, and what its gradient needs; a head of keys and values serves several of queries."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
-    attended, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True)
+    keys, values = _repeated(key, query), _repeated(value, query)
+    attended, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, True)
     return attended, logsumexp
 
 
 def _attend_gradient(
     d: Tensor, query: Tensor, key: Tensor, value: Tensor, attended: Tensor, logsumexp: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    groups = query.shape[1] // key.shape[1]
-    keys, values = (x if groups == 1 else x.repeat_interleave(groups, 1) for x in (key, value))
+    keys, values = _repeated(key, query), _repeated(value, query)
     d_query, *d_pair = aten._scaled_dot_product_flash_attention_for_cpu_backward(
         d, query, keys, values, attended, logsumexp, 0.0, True
     )
-    if groups > 1:
-        d_pair = [x.unflatten(1, (-1, groups)).sum(2) for x in d_pair]
-    return d_query, d_pair[0], d_pair[1]
+    d_key, d_value = (x if x.shape == key.shape else x.unflatten(1, (key.shape[1], -1)).sum(2) for x in d_pair)
+    return d_query, d_key, d_value
+
+
+def _repeated(x: Float[Tensor, "B kv_heads T D"], query: Float[Tensor, "B heads T D"]) -> Float[Tensor, "B heads T D"]:
+    groups = query.shape[1] // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, 1)
 
 
 def feed_forward(
