@@ -2,9 +2,12 @@
 
 import fcntl
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_training import cache, numbers, train  # noqa: F401
@@ -12,6 +15,7 @@ from test_training import cache, numbers, train  # noqa: F401
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures.build import miniature
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training import folder
 from rlhf_cli.training.checkpoint import is_whole, newest
 from rlhf_cli.training.status import read_status
 
@@ -19,8 +23,6 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def test_killed_anywhere_a_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    import os
-
     actor = miniature("qwen_instruct", source="generated", cache_dir=Path(os.environ["RLHF_CACHE"]))
     models = [f"actor.path={actor}", "reward=vader", "gold=none", "data.labeler=vader", "scale=mini"]
     command = [sys.executable, SCRIPTS / "kill_anywhere.py", "--kills=3", "--tears=1", f"--out={tmp_path / 'kills'}"]
@@ -132,8 +134,30 @@ def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path) -> None:
     assert not (run / "metrics.jsonl").exists()
 
 
+def test_a_signal_on_the_heels_of_a_failure_does_not_keep_it_from_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun does this to a process that another's death has just made fail."""
+    (tmp_path / "fails_late.py").write_text("def fn(prompts, responses):\n    raise OSError('gone')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    note, fell_through = folder._note, []
+
+    def told_to_end(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        note(*args)
+
+    monkeypatch.setattr(folder, "_note", told_to_end)
+    before = signal.signal(signal.SIGTERM, lambda *_: fell_through.append(1))
+    try:
+        assert train(tmp_path / "run", "reward=python", "reward.fn=fails_late:fn", "gold=none") == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert not fell_through, "by itself the signal would have ended the process before it said why"
+
+
 def steps_kept(run: Path) -> list[int]:
-    return sorted(int(folder.name.removeprefix("step_")) for folder in (run / "checkpoints").glob("step_*"))
+    return sorted(int(path.name.removeprefix("step_")) for path in (run / "checkpoints").glob("step_*"))
 
 
 def test_retention_keeps_the_last_every_so_many_and_the_best(tmp_path: Path) -> None:

@@ -32,22 +32,23 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
     A signal ends it after the step; the model is examined and saved as it is then. Raises what went wrong, after
     recording it in status.json.
     """
-    with begun(config, folder, steps=0):
-        print(first_line(config), flush=True)
-        given = read_ranked(config.reward_train.data) if config.reward_train.data else None
-        start = trunk_path(config, notify)
-        torch.manual_seed(config.seed)  # the new head is drawn
-        reward = LearnedReward(start, device=compute(config).device, batch_size=64, dtype=torch.float32, new_head=True)
-        with stop_on_signals() as stop:
-            groups = given or synthesise(config, stop)
-            if not given:
-                write_ranked(folder / "ranked.jsonl", groups)
-            if stop.signal:
-                notify(f"stopped by {stop.signal}; {len(groups)} ranked groups are kept: {folder / 'ranked.jsonl'}")
-                raise Interrupted(stop.signal)
-            training, held = split(groups, config.reward_train.held_out, seed=config.seed)
-            notify(f"{len(training)} ranked groups to train on, {len(held)} held out, starting from {start}")
-            return _fit(config, folder, group, reward, training, held, stop)
+    with stop_on_signals() as stop, begun(config, folder, steps=0):
+        with stop.at_once():
+            print(first_line(config), flush=True)
+            given = read_ranked(config.reward_train.data) if config.reward_train.data else None
+            start = trunk_path(config, notify)
+            torch.manual_seed(config.seed)  # the new head is drawn
+            device = compute(config).device
+            reward = LearnedReward(start, device=device, batch_size=64, dtype=torch.float32, new_head=True)
+        groups = given or synthesise(config, stop)
+        if not given:
+            write_ranked(folder / "ranked.jsonl", groups)
+        if stop.signal:
+            notify(f"stopped by {stop.signal}; {len(groups)} ranked groups are kept: {folder / 'ranked.jsonl'}")
+            raise Interrupted(stop.signal)
+        training, held = split(groups, config.reward_train.held_out, seed=config.seed)
+        notify(f"{len(training)} ranked groups to train on, {len(held)} held out, starting from {start}")
+        return _fit(config, folder, group, reward, training, held, stop)
 
 
 def notify(text: str) -> None:

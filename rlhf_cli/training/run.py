@@ -16,6 +16,7 @@ from rlhf_cli.training.status import Interrupted, read_status, write_status
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
     """Train in `folder`; returns the last metrics. Raises what went wrong, after recording it in status.json."""
     with distributed.together(config.device), ExitStack() as stack:
+        stop = stack.enter_context(stop_on_signals())
         _fits(config)
         folder = distributed.first(lambda: folder)
         was_done = distributed.first(lambda: read_status(folder).get("state") == "done")
@@ -25,12 +26,10 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
             more = f"rlhf train resume={folder} steps=…"
             notify(f"{folder} is done: {step_of(checkpoint)} of {config.steps} steps. For more: {more}")
             return {}
-        stop = stack.enter_context(stop_on_signals())
-        stop.at_once = True  # nothing is worth saving before the first step
-        session = open_session(config, folder, checkpoint, group)
+        with stop.at_once():
+            session = open_session(config, folder, checkpoint, group)
         outcome = "failed"
         try:
-            stop.at_once = False
             metrics = run(session, stop)
             outcome = "done"
         except Interrupted:

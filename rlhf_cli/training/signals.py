@@ -14,13 +14,30 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self.at_once = False
-        """Nothing is worth saving yet: stop where it stands."""
+        self._at_once = False
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, nothing is worth saving yet: a signal, also an earlier one, stops the run where it stands."""
+        self._at_once = True
+        try:
+            self.heed()
+            yield
+        finally:
+            self._at_once = False
+
+    def heed(self) -> None:
+        """Raises Interrupted if a signal has come and nothing is worth saving."""
+        if self.signal and self._at_once:
+            raise Interrupted(self.signal)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask to stop after the step; a second SIGINT stops at once."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask to stop after the step; a second SIGINT stops at once.
+
+    Around whatever records how a run ended: torchrun ends the processes that another's death has just made fail.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -30,8 +47,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
-        if request.at_once:
-            raise Interrupted(request.signal)
+        request.heed()
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.signal(number, ask) for number in numbers}
