@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/rlhf train reward=roberta_large data=short_prefix scale=mini tracking=offline
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 study: $(STAMP)
 	$(BIN)/python scripts/study.py study=$(study) scale=$(scale)

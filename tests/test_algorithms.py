@@ -1,17 +1,15 @@
 """Every algorithm: its YAML composes, it solves a bandit, its first ratio is 1, it trains end to end."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from test_training import SMALL, TINY
+from test_training import SMALL
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.miniatures import build
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl import forward
 from rlhf_cli.rl.controllers import DoublingKL
@@ -382,14 +380,6 @@ def test_iterative_grpo_needs_a_reward_model_that_learns() -> None:
 
 
 # --- end to end
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield SimpleNamespace()
 
 
 def run(folder: Path, *overrides: str) -> int:

@@ -1,12 +1,10 @@
 """Every wrong input of scripts/bad_input.py is one message and exit code 2; no slow hub keeps anybody waiting."""
 
-import os
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from test_training import cache  # noqa: F401
 
 from rlhf_cli.config import hub
 from rlhf_cli.miniatures.build import miniature
@@ -15,10 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import bad_input
 
 
-def test_every_wrong_input_is_one_message(tmp_path: Path) -> None:
-    home = Path(os.environ["RLHF_CACHE"])
+def test_every_wrong_input_is_one_message(cache: Path, tmp_path: Path) -> None:
     names = ("qwen_instruct", "roberta_large")
-    actor, classifier = (miniature(name, source="generated", cache_dir=home) for name in names)
+    actor, classifier = (miniature(name, source="generated", cache_dir=cache) for name in names)
     wrong = {}
     for case in bad_input.cases(actor, classifier, tmp_path):
         good, code, message = bad_input.judge(case)

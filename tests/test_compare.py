@@ -4,11 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from test_training import SMALL, TINY
+from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.compare import moods, win_rate
-from rlhf_cli.miniatures import build
 
 
 def test_win_rate_by_hand() -> None:
@@ -28,9 +27,7 @@ def test_moods_keep_the_text() -> None:
     assert [piece for piece, mood in pieces if mood == "negative"] == ["Dull"]
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(build, "Recipe", lambda: TINY)
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+def test_the_command(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert dispatch(["train", *SMALL, "optim.actor_lr=0.01", f"hydra.run.dir={run}"]) == 0
     assert dispatch(["compare", str(run), str(run), f"hydra.run.dir={tmp_path / 'same'}"]) == 0

@@ -19,7 +19,6 @@ from rlhf_cli.training import distributed
 from rlhf_cli.training.checkpoint import load_trainer
 from rlhf_cli.training.status import read_status
 
-TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
 SMALL = [
     "scale=mini", "device=cpu", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader",
     "val.prompts=6", "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
@@ -30,12 +29,8 @@ PATIENCE = 120
 
 
 @pytest.fixture(scope="module", autouse=True)
-def actor(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setenv("RLHF_CACHE", str(cache))
-        yield build.miniature("qwen_instruct", source="generated", cache_dir=cache, seed=0, notify=lambda _: None)
+def actor(cache: Path) -> Path:
+    return build.miniature("qwen_instruct", source="generated", cache_dir=cache, seed=0, notify=lambda _: None)
 
 
 def on_two(*argv: str) -> list[int]:

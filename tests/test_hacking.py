@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import SMALL, TINY
+from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
 from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, shared_phrases, signs, text_panel
-from rlhf_cli.miniatures import build
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training.best import Best
@@ -89,12 +88,6 @@ def test_words_that_earned_the_score() -> None:
     assert [p for p in first if p[1]] == [("film.", pytest.approx(0.5))]  # each "bad" covers for the other
     assert second == []
     assert earners(first) == [("film.", pytest.approx(0.5))]
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "Recipe", lambda: TINY)
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
 
 
 REWARD = ["reward=python", "reward.fn=test_hacking:empty_praise", "gold=vader"]

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import SMALL, TINY
+from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.probe import probe, rates, wilson, wrapped
-from rlhf_cli.miniatures import build
 
 NEGATIVE, POSITIVE = [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]
 
@@ -62,9 +61,7 @@ def test_wilson_by_hand() -> None:
     assert high == pytest.approx(0.5 + 1.96 / (2 * (100 + 1.96**2) ** 0.5))
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(build, "Recipe", lambda: TINY)
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+def test_the_command(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = [option for option in SMALL if not option.startswith("steps")]
     assert dispatch(["probe", *small, "probe.reviews=9", f"hydra.run.dir={tmp_path / 'a'}"]) == 0
     kept = json.loads((tmp_path / "a" / "probe.json").read_text())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import cache, numbers, train  # noqa: F401
+from test_training import numbers, train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures.build import miniature
@@ -19,11 +19,12 @@ from rlhf_cli.training import folder
 from rlhf_cli.training.checkpoint import is_whole, newest
 from rlhf_cli.training.status import read_status
 
+pytestmark = pytest.mark.usefixtures("cache")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def test_killed_anywhere_a_run_ends_with_the_same_numbers(tmp_path: Path) -> None:
-    actor = miniature("qwen_instruct", source="generated", cache_dir=Path(os.environ["RLHF_CACHE"]))
+def test_killed_anywhere_a_run_ends_with_the_same_numbers(cache: Path, tmp_path: Path) -> None:
+    actor = miniature("qwen_instruct", source="generated", cache_dir=cache)
     models = [f"actor.path={actor}", "reward=vader", "gold=none", "data.labeler=vader", "scale=mini"]
     command = [sys.executable, SCRIPTS / "kill_anywhere.py", "--kills=3", "--tears=1", f"--out={tmp_path / 'kills'}"]
     done = subprocess.run([*command, *models], capture_output=True, text=True, timeout=900)

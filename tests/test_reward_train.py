@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import SMALL, TINY
+from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
@@ -18,14 +18,6 @@ from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import reward_run
 from rlhf_cli.training.reward_model import collate, examine
 from rlhf_cli.training.status import read_status
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.mark.parametrize(

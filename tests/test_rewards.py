@@ -11,11 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from test_training import SMALL, TINY
+from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.miniatures import build
 from rlhf_cli.rewards.classifier import batches
 from rlhf_cli.rewards.judge import LONGEST_WAIT, Judge, JudgeError, parse, retry_after
 from rlhf_cli.rewards.process import increments
@@ -232,12 +231,6 @@ def test_retry_after_is_bounded_and_parse_is_strict() -> None:
     for wrong in ("", "-1", "7/10", "7 because", "inf", None, 7):
         with pytest.raises((ValueError, AttributeError)):
             parse(wrong)
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "Recipe", lambda: TINY)
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.mark.usefixtures("cache")

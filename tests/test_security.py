@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from test_training import cache, train  # noqa: F401
+from test_training import train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
@@ -16,6 +16,8 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.tracking.console import ConsoleTracker
 from rlhf_cli.tracking.text import harmless, printable
 from rlhf_cli.training.checkpoint import load_trainer
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 NASTY = "\x1b[2J\x1b[H\x1b]0;owned\x07[bold red]x[/bold red]\u202e\r\n<script>alert(1)</script>\x9b31m"
 

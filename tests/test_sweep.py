@@ -14,10 +14,10 @@ from rlhf_cli.cli import dispatch
 from rlhf_cli.commands.sweep_table import as_csv, cell, markdown, settings
 from rlhf_cli.commands.train import worth
 from rlhf_cli.config.compose import plan
-from rlhf_cli.miniatures import build
 from rlhf_cli.training.status import alive, read_status, write_status
 
-TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
+pytestmark = pytest.mark.usefixtures("cache")
+
 SMALL = [
     "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",
     "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
@@ -40,14 +40,6 @@ def fn(prompts, responses):
         os.kill(os.getpid(), getattr(signal, what))
     return [float(len(r)) for r in responses]
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture

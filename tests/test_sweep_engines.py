@@ -13,7 +13,6 @@ from rlhf_cli.miniatures import build
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training.status import read_status
 
-TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
 SMALL = [
     "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",
     "val.every=0", "checkpoint.every=0", "rollout.batch_size=8", "rollout.max_response_length=8",
@@ -41,12 +40,9 @@ def fn(prompts, responses):
 
 
 @pytest.fixture(scope="module")
-def actor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def actor(cache: Path) -> Path:
     """A tiny actor that other processes find by its path."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        cache = tmp_path_factory.mktemp("cache")
-        yield build.miniature("qwen_instruct", source="generated", cache_dir=cache, seed=0, notify=lambda _: None)
+    return build.miniature("qwen_instruct", source="generated", cache_dir=cache, seed=0, notify=lambda _: None)
 
 
 @pytest.fixture

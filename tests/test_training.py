@@ -10,27 +10,19 @@ import torch
 import wbread
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.miniatures import build
 from rlhf_cli.rl import forward
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import update
 from rlhf_cli.training.status import read_status
 
-TINY = build.Recipe(reviews=900, held_out=40, base_steps=12, instruct_steps=6, classifier_steps=12, batch=8, width=64)
+pytestmark = pytest.mark.usefixtures("cache")
+
 SMALL = [
     "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",
     "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
     "optim.micro_batch_size=4",
 ]  # fmt: skip
 TIMINGS = ("time/", "throughput/", "memory/")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "Recipe", lambda: TINY)
-        patch.setenv("RLHF_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 def train(folder: Path, *overrides: str) -> int:
