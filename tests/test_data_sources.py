@@ -159,7 +159,7 @@ def no_hub(tmp_path, monkeypatch):
 def test_imdb_without_network_says_what_to_do(no_hub):
     start = time.monotonic()
     message = refused("imdb")
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 30
     for part in ("stanfordnlp/imdb", "hf download --repo-type dataset stanfordnlp/imdb", "data.source=generated"):
         assert part in message
     assert "scale=mini" in message

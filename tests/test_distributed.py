@@ -25,7 +25,7 @@ SMALL = [
     "optim.micro_batch_size=3", "reward=vader", "gold=none",
 ]  # fmt: skip
 TIMINGS = ("time/", "throughput/", "memory/")
-PATIENCE = 120
+PATIENCE = 400
 
 
 @pytest.fixture(scope="module", autouse=True)
