@@ -35,6 +35,9 @@ EOS = (0, 1)
 def model() -> Qwen2ForCausalLM:
     torch.manual_seed(0)
     made = Qwen2ForCausalLM(CONFIG).eval()
+    with torch.no_grad():
+        for vector in (p for p in made.parameters() if p.ndim == 1):
+            vector += 0.3 * torch.randn_like(vector)  # norms are born as ones and biases as zeros
     made.generation_config.top_k, made.generation_config.repetition_penalty = 1, 9.0  # must not leak
     return made
 
@@ -53,6 +56,7 @@ def roll(model: Qwen2ForCausalLM, given: Prompts, **options: int) -> Rollout:
 def test_uniforms_are_uniform_and_depend_on_every_argument() -> None:
     index = torch.arange(20000)
     u = uniforms(1, 2, index, 3)
+    assert torch.equal(uniforms(1, 2, index[:, None], torch.arange(5))[:, 3], u)
     assert 0 <= u.min() < u.max() < 1
     counts = torch.histc(u.float(), 50, 0, 1)
     assert ((counts - 400) ** 2 / 400).sum() < 90  # chi-square, 49 degrees of freedom: 85 is p = 0.001

@@ -13,19 +13,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from rlhf_cli.rl.layers import rms_norm, turned
 from rlhf_cli.rl.packing import packs
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One layer's, as `laid_out`."""
+    """One layer's, as `laid_out`, with what only scales their input or output already in them."""
 
-    norm: Tensor
     qkv: Float[Tensor, "H qkv"]
     bias: Float[Tensor, " qkv"]
     out: Float[Tensor, "all H"]
-    next_norm: Tensor
     gate: Float[Tensor, "H I"]
     up: Float[Tensor, "H I"]
     down: Float[Tensor, "I H"]
@@ -37,6 +34,7 @@ def decodes(trunk: Any) -> bool:
         return False
     weights = (trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight)
     plain = all(type(w) is torch.nn.Parameter for w in weights)  # not pieces of split ones
+    plain = plain and trunk.rotary_emb.rope_type == "default"
     return plain and weights[0].device.type == "cpu" and weights[0].dtype == torch.float32
 
 
@@ -48,48 +46,66 @@ class Decoder:
         inner = trunk.layers[0].self_attn
         self.size, self.groups = inner.head_dim, inner.num_key_value_groups
         self.kv_heads = trunk.config.num_key_value_heads
-        self.heads, self.scale = self.kv_heads * self.groups, inner.scaling
-        self.epsilon = trunk.config.rms_norm_eps
+        self.heads = self.kv_heads * self.groups
+        self.floor = trunk.config.rms_norm_eps * trunk.config.hidden_size
+        self.norm = _of_unit_rows(trunk.norm)
         self.layers = [_weights(layer) for layer in trunk.layers]
+        cos, sin = trunk.rotary_emb(self.norm, torch.arange(cache.columns)[None])
+        sign = torch.ones(self.size).index_fill_(0, torch.arange(self.size // 2), -1)
+        self.cos, self.sin = cos.transpose(0, 1), (sin * sign).transpose(0, 1)
 
     def step(
-        self, tokens: Int[Tensor, " B"], positions: Int[Tensor, "B 1"], mask: Bool[Tensor, "B 1 T"] | None
+        self, tokens: Int[Tensor, " B"], positions: Int[Tensor, " B"], mask: Bool[Tensor, "B 1 T"] | None
     ) -> Float[Tensor, "B H"]:
         """The last hidden states of the rows' newest tokens, whose keys and values go into the cache."""
         x = embedding(tokens, self.trunk.embed_tokens.weight)
-        cos, sin = self.trunk.rotary_emb(x, positions)
+        cos, sin = self.cos[positions], self.sin[positions]
+        hidden = None if mask is None else ~mask
         both, count = self.heads + self.kv_heads, len(x)
         for weights, stored in zip(self.layers, self.cache.layers, strict=True):
-            h = rms_norm(x, weights.norm, self.epsilon)
-            qkv = torch.addmm(weights.bias, h, weights.qkv).view(count, -1, self.size)
-            turn = turned(qkv[:, :both], cos, sin, 1)
+            qkv = torch.addmm(weights.bias, self._unit(x), weights.qkv).view(count, -1, self.size)
+            turn = _turned(qkv[:, :both], cos, sin)
             keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
             # one token's attention is two batched products; torch's kernel for it is made for many
-            query = turn[:, : self.heads].mul(self.scale).reshape(count * self.kv_heads, self.groups, self.size)
+            query = turn[:, : self.heads].reshape(count * self.kv_heads, self.groups, self.size)
             scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
-            if mask is not None:
-                scores.view(count, self.heads, -1).masked_fill_(~mask, -torch.inf)
+            if hidden is not None:
+                scores.view(count, self.heads, -1).masked_fill_(hidden, -torch.inf)
             out = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
             x = torch.addmm(x, out.view(count, -1), weights.out)
-            h = rms_norm(x, weights.next_norm, self.epsilon)
+            h = self._unit(x)
             gate, up = torch.mm(h, weights.gate), torch.mm(h, weights.up)
             x = torch.addmm(x, torch.nn.functional.silu(gate, inplace=True).mul_(up), weights.down)
-        return rms_norm(x, self.trunk.norm.weight, self.epsilon)
+        return self._unit(x).mul_(self.norm)
+
+    def _unit(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+        """Rows of length 1: x / √(mean x² + ε) is √H times that."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x * length.square_().add_(self.floor).rsqrt_()
+
+
+def _turned(x: Float[Tensor, "B heads D"], cos: Float[Tensor, "B 1 D"], sin: Float[Tensor, "B 1 D"]) -> Tensor:
+    """The rotary embedding; `sin` with a minus where the other half is taken away."""
+    return (x * cos).addcmul_(x.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sin)
 
 
 def _weights(layer: Any) -> Weights:
     inner, mlp = layer.self_attn, layer.mlp
-    parts = (inner.q_proj, inner.k_proj, inner.v_proj)
+    first, second = _of_unit_rows(layer.input_layernorm), _of_unit_rows(layer.post_attention_layernorm)
+    scales = ((inner.q_proj, inner.scaling), (inner.k_proj, 1.0), (inner.v_proj, 1.0))
     return Weights(
-        norm=layer.input_layernorm.weight,
-        qkv=laid_out(torch.cat([p.weight for p in parts])),
-        bias=torch.cat([p.bias for p in parts]),
+        qkv=laid_out(torch.cat([p.weight * scale for p, scale in scales]) * first),
+        bias=torch.cat([p.bias * scale for p, scale in scales]),
         out=laid_out(inner.o_proj.weight),
-        next_norm=layer.post_attention_layernorm.weight,
-        gate=laid_out(mlp.gate_proj.weight),
-        up=laid_out(mlp.up_proj.weight),
+        gate=laid_out(mlp.gate_proj.weight * second),
+        up=laid_out(mlp.up_proj.weight * second),
         down=laid_out(mlp.down_proj.weight),
     )
+
+
+def _of_unit_rows(norm: Any) -> Float[Tensor, " H"]:
+    """A norm's weight for rows of length 1."""
+    return norm.weight * norm.weight.shape[0] ** 0.5
 
 
 APART = 16

@@ -27,6 +27,10 @@ class Packing:
     """Which packed token stands at each position of each rollout; anything after its end."""
     back: Int[Tensor, " N"]
     """Where in [B, T], flat, each packed token is."""
+    empty: Int[Tensor, " places"]
+    """Where in [B, T] no token is at its own place: padding, and prompts that an earlier rollout has."""
+    shares: bool
+    """Some tokens stand at several places."""
     whole: bool
     """There is no padding and nothing shared: `place` and `back` change nothing."""
     predictors: Int[Tensor, " K"]
@@ -39,14 +43,22 @@ class Packing:
         return x if self.whole else x.index_select(0, self.place.flatten())
 
     def spread_gradient(self, d: Float[Tensor, "places C"]) -> Float[Tensor, "N C"]:
-        return d if self.whole else d.new_zeros(len(self.back), d.shape[1]).index_add_(0, self.place.flatten(), d)
+        """`d` is 0 at padding, as attention's gradient is."""
+        if self.whole:
+            return d
+        if not self.shares:
+            return d.index_select(0, self.back)
+        return d.new_zeros(len(self.back), d.shape[1]).index_add_(0, self.place.flatten(), d)
 
     def gathered(self, x: Float[Tensor, "places C"]) -> Float[Tensor, "N C"]:
         """What is at the packed tokens' own places."""
         return x if self.whole else x.index_select(0, self.back)
 
     def gathered_gradient(self, d: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
-        return d if self.whole else d.new_zeros(self.place.numel(), d.shape[1]).index_copy_(0, self.back, d)
+        if self.whole:
+            return d
+        spread = d.new_empty(self.place.numel(), d.shape[1])
+        return spread.index_copy_(0, self.back, d).index_fill_(0, self.empty, 0)
 
 
 def pack(rollout: Rollout) -> Packing:
@@ -62,7 +74,7 @@ def pack(rollout: Rollout) -> Packing:
     place = torch.where(in_prompt, number[owner], number).masked_fill(~(in_prompt | in_response), 0)
     prompt_ids = rollout.prompts.gather(1, (width - before + at).clamp(max=width - 1))
     response_ids = rollout.responses.gather(1, (at - before).clamp(0, rollout.responses.shape[1] - 1))
-    back = fresh.flatten().nonzero().squeeze(1)
+    back, empty = (x.flatten().nonzero().squeeze(1) for x in (fresh, ~fresh))
     last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
     predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
     return Packing(
@@ -70,7 +82,9 @@ def pack(rollout: Rollout) -> Packing:
         positions=back % len(at),
         place=place,
         back=back,
-        whole=len(back) == place.numel(),
+        empty=empty,
+        shares=bool((in_prompt & ~fresh).any()),
+        whole=not len(empty),
         predictors=predictors,
         predictor=predictor,
     )

@@ -21,10 +21,12 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def uniforms(seed: int, step: int, index: Int[Tensor, " B"], position: int) -> Float[Tensor, " B"]:
-    """One number in [0, 1) for each rollout `index` at a token `position`: float64, the same on any device."""
+def uniforms(
+    seed: int, step: int, index: Int[Tensor, "*#shape"], position: int | Int[Tensor, "*#shape"]
+) -> Float[Tensor, "*shape"]:
+    """One number in [0, 1) for each rollout `index` at each token `position`: float64, the same on any device."""
     state = torch.full_like(index, seed)
-    for part in (torch.full_like(index, step), index, torch.full_like(index, position)):
+    for part in (step, index, position):
         state = _mix(state * 31 + part + _GOLDEN)
     return _shift(state, 11).double() * 2.0**-53
 

@@ -28,15 +28,15 @@ def sample(
     device, count = prompts.ids.device, len(prompts)
     responses = torch.full((count, max_length), pad_id, device=device)
     logprobs = torch.zeros(count, max_length, device=device)
-    lengths = torch.full((count,), max_length, device=device)
-    ended = torch.zeros(count, dtype=torch.bool, device=device)
-    eos = torch.tensor(eos_ids, device=device)
-    from rlhf_cli.rl.cache import keep, make_cache, survivors
+    from rlhf_cli.rl.cache import RowCache, survivors
 
     trunk, head = model.get_decoder(), model.get_output_embeddings()
+    ends = torch.zeros(head.weight.shape[0], dtype=torch.bool, device=device)
+    ends[list(eos_ids)] = True
+    chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=device))
     first, owner = distinct_prompts(prompts)
     width = prompts.ids.shape[1]
-    cache = make_cache(trunk.config.num_hidden_layers, owner, width + max_length - 1)
+    cache = RowCache(trunk.config.num_hidden_layers, owner, width + max_length - 1)
     columns = torch.arange(width + max_length, device=device)
     real = columns >= width - prompts.lengths[:, None]
     padded = bool((prompts.lengths < width).any())
@@ -48,31 +48,32 @@ def sample(
         logits = head(states).float()
         if temperature != 1:
             logits = logits / temperature
-        token, logprob = draw(logits, uniforms(seed, step, prompts.index[rows], at))
+        token, logprob = draw(logits, chances[rows, at])
         responses[rows, at], logprobs[rows, at] = token, logprob
-        done = torch.isin(token, eos)
+        done = ends[token]
         if done.any():
-            ended[rows[done]], lengths[rows[done]] = True, at + 1
             movers, holes, left = survivors(~done)
             if not left:
                 break
-            keep(cache, movers, holes, left)
+            cache.keep(movers, holes, left)
             for x in (rows, token, real):
                 x[holes] = x[movers]
             rows, token, real = rows[:left], token[:left], real[:left]
         if at + 1 == max_length:
             break
-        seen, positions = real[:, : width + at + 1], prompts.lengths[rows, None] + at
+        seen, positions = real[:, : width + at + 1], prompts.lengths[rows] + at
         if decoder:
             states = decoder.step(token, positions, seen[:, None] if padded else None)
         else:
             mask = mask_for(trunk, seen, queries=1, padded=padded)
-            states = forward(trunk, cache, token[:, None], mask, positions)
+            states = forward(trunk, cache, token[:, None], mask, positions[:, None])
+    over = ends[responses]  # padding may be an EOS too: the first one counts
+    ended = over.any(1)
     return Rollout(
         prompts=prompts.ids,
         prompt_lengths=prompts.lengths,
         responses=responses,
-        lengths=lengths,
+        lengths=torch.where(ended, over.int().argmax(1) + 1, max_length),
         ended=ended,
         logprobs=logprobs,
         group=prompts.group,

@@ -115,17 +115,16 @@ def force(lengths: list[int], fixed: bool) -> None:
 
     from rlhf_cli.rl import sampling
 
-    now: dict[str, Any] = {}
     uniforms, draw = sampling.uniforms, sampling.draw
     limits = torch.tensor(lengths)
 
-    def noted(seed: int, step: int, index: Any, position: int) -> Any:
-        now["ending"] = (limits.to(index.device)[index] == position + 1) & (not fixed)
-        return uniforms(seed, step, index, position)
+    def noted(seed: int, step: int, index: Any, position: Any) -> Any:
+        ending = (limits.to(index.device)[index] == position + 1) & (not fixed)
+        return uniforms(seed, step, index, position) - ending.double()  # a negative number: it ends here
 
     def forced(logits: Any, uniform: Any) -> Any:
-        token, logprob = draw(logits, uniform)
-        ending = now["ending"]
+        ending = uniform < 0
+        token, logprob = draw(logits, uniform + ending)
         for rows, wanted in ((ending & (token != EOS), EOS), (~ending & (token == EOS), EOS + 2)):
             if rows.any():
                 chosen = logits[rows].float()
