@@ -72,9 +72,7 @@ def render(
     steps = sorted({run.status.get("steps", 0) for run in runs})
     return template.render(
         title=title,
-        subtitle=f"{len(runs)} {'run' if len(runs) == 1 else 'runs'}, {' / '.join(map(str, steps))} steps"
-        if runs
-        else "",
+        subtitle=f"{len(runs)} run{'s' * (len(runs) > 1)}, {' / '.join(map(str, steps))} steps" if runs else "",
         simulation=any(run.config.get("scale") == "mini" for run in runs),
         sections=sections,
         differing=differing(runs),

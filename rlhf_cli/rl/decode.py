@@ -30,11 +30,11 @@ class Weights:
 
 def decodes(trunk: Any) -> bool:
     """Whether `Decoder` knows this model here."""
-    if not packs(trunk) or trunk.config.model_type != "qwen2" or torch.is_autocast_enabled("cpu"):
+    known = packs(trunk) and trunk.config.model_type == "qwen2" and trunk.rotary_emb.rope_type == "default"
+    if not known or torch.is_autocast_enabled("cpu"):
         return False
     weights = (trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight)
     plain = all(type(w) is torch.nn.Parameter for w in weights)  # not pieces of split ones
-    plain = plain and trunk.rotary_emb.rope_type == "default"
     return plain and weights[0].device.type == "cpu" and weights[0].dtype == torch.float32
 
 
