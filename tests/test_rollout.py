@@ -1,6 +1,7 @@
 """Sampling and the forward passes, on a tiny random Qwen2."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from rlhf_cli.rl import head, scratch
+from rlhf_cli.rl import head, recorded, sampling, scratch
 from rlhf_cli.rl.forward import response_logprobs, response_values
 from rlhf_cli.rl.gradients import adds, in_place
 from rlhf_cli.rl.head import token_logprobs
@@ -271,6 +272,42 @@ def test_the_packed_models_samples_are_the_padded_models(
         assert torch.equal(plain.responses, packed.responses)
         assert plain.ended.any() or len(given) < 16
         torch.testing.assert_close(plain.logprobs, packed.logprobs, atol=1e-5, rtol=0)
+
+
+def test_a_recorded_step_draws_the_same_responses(
+    packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's way of decoding, here operation by operation; kept from one rollout to the next, while weights change."""
+    changed = copy.deepcopy(packing_model)
+    few, many = prompts([3, 7, 5, 1], 7), in_groups(prompts([3, 6], 60), 8)
+    for given, longest in ((many, 16), (few, 16), (prompts([9], 9), 1), (many, 20)):
+        with torch.no_grad():
+            for parameter in changed.parameters():
+                parameter *= 1.01
+        grown = roll(changed, given, max_length=longest)
+        monkeypatch.setattr(sampling, "records", lambda trunk: True)
+        played = roll(changed, given, max_length=longest)
+        monkeypatch.undo()
+        for name in ("responses", "lengths", "ended"):
+            assert torch.equal(getattr(grown, name), getattr(played, name))
+        torch.testing.assert_close(grown.logprobs, played.logprobs, atol=2e-5, rtol=0)
+    kept = recorded._kept[changed]
+    assert (kept.rows, kept.columns, kept.length) == (16, 128, 20)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_recorded_step_waits_for_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without numbers: a step that asked for one, or whose shapes hung on one, could not be recorded."""
+    monkeypatch.setattr(recorded, "_plainly", lambda device: nullcontext())
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(CONFIG)
+    model.set_attn_implementation(register())
+    step = recorded.Recorded(model, draw, rows=8, columns=64, length=16, dtype=dtype)
+    with torch.no_grad():
+        step.play()
+    step.draw = lambda logits, uniform: draw(logits, uniform) if uniform.any() else draw(logits, 0 * uniform)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
+        step.play()
 
 
 def test_what_is_sampled_follows_the_exact_distribution(packing_model: Qwen2ForCausalLM) -> None:

@@ -1,11 +1,11 @@
 """One more token for every row, on the CPU: Qwen2's layers without what a single token does not need.
 
 Queries, keys and values come from one product, and weights lie in memory as products of few rows want them; the cache
-is laid out once and a row that is done gives its place to the last one. Left out: GPUs (they want CUDA graphs) and
-other families; those decode through transformers, in `sampling`.
+is laid out once and a row that is done gives its place to the last one. A GPU has `recorded`; other families decode
+through transformers, in `sampling`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from rlhf_cli.rl.packing import packs
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One layer's, as `laid_out`, with what only scales their input or output already in them."""
+    """One layer's, with what only scales their input or output already in them."""
 
     qkv: Float[Tensor, "H qkv"]
     bias: Float[Tensor, " qkv"]
@@ -27,15 +27,24 @@ class Weights:
     up: Float[Tensor, "H I"]
     down: Float[Tensor, "I H"]
 
+    def parts(self) -> list[Tensor]:
+        return [getattr(self, f.name) for f in fields(self)]
+
+
+def plain(trunk: Any) -> bool:
+    """Whether this is a Qwen2 as `folded` and `angles` read it: packed attention, its weights whole in this process."""
+    known = packs(trunk) and trunk.config.model_type == "qwen2" and trunk.rotary_emb.rope_type == "default"
+    return known and all(type(w) is torch.nn.Parameter for w in _first_weights(trunk))
+
 
 def decodes(trunk: Any) -> bool:
-    """Whether `Decoder` knows this model here."""
-    known = packs(trunk) and trunk.config.model_type == "qwen2" and trunk.rotary_emb.rope_type == "default"
-    if not known or torch.is_autocast_enabled("cpu"):
-        return False
-    weights = (trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight)
-    plain = all(type(w) is torch.nn.Parameter for w in weights)  # not pieces of split ones
-    return plain and weights[0].device.type == "cpu" and weights[0].dtype == torch.float32
+    """Whether `Decoder` knows this model here: on the CPU, in float32."""
+    here = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in _first_weights(trunk))
+    return here and plain(trunk) and not torch.is_autocast_enabled("cpu")
+
+
+def _first_weights(trunk: Any) -> tuple[Tensor, Tensor]:
+    return trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight
 
 
 class Decoder:
@@ -48,11 +57,10 @@ class Decoder:
         self.kv_heads = trunk.config.num_key_value_heads
         self.heads = self.kv_heads * self.groups
         self.floor = trunk.config.rms_norm_eps * trunk.config.hidden_size
-        self.norm = _of_unit_rows(trunk.norm)
-        self.layers = [_weights(layer) for layer in trunk.layers]
-        cos, sin = trunk.rotary_emb(self.norm, torch.arange(cache.columns)[None])
-        sign = torch.ones(self.size).index_fill_(0, torch.arange(self.size // 2), -1)
-        self.cos, self.sin = cos.transpose(0, 1), (sin * sign).transpose(0, 1)
+        root = trunk.config.hidden_size**0.5
+        self.norm = trunk.norm.weight * root
+        self.layers = [_laid_out(folded(layer, root)) for layer in trunk.layers]
+        self.cos, self.sin = angles(trunk, cache.columns)
 
     def step(
         self, tokens: Int[Tensor, " B"], positions: Int[Tensor, " B"], mask: Bool[Tensor, "B 1 T"] | None
@@ -64,7 +72,7 @@ class Decoder:
         both, count = self.heads + self.kv_heads, len(x)
         for weights, stored in zip(self.layers, self.cache.layers, strict=True):
             qkv = torch.addmm(weights.bias, self._unit(x), weights.qkv).view(count, -1, self.size)
-            turn = _turned(qkv[:, :both], cos, sin)
+            turn = turned(qkv[:, :both], cos, sin)
             keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
             # one token's attention is two batched products; torch's kernel for it is made for many
             query = turn[:, : self.heads].reshape(count * self.kv_heads, self.groups, self.size)
@@ -84,35 +92,44 @@ class Decoder:
         return x * length.square_().add_(self.floor).rsqrt_()
 
 
-def _turned(x: Float[Tensor, "B heads D"], cos: Float[Tensor, "B 1 D"], sin: Float[Tensor, "B 1 D"]) -> Tensor:
+def angles(trunk: Any, columns: int) -> tuple[Float[Tensor, "T 1 D"], Float[Tensor, "T 1 D"]]:
+    """The rotary embedding's tables for `turned`."""
+    table = trunk.embed_tokens.weight
+    cos, sin = trunk.rotary_emb(table, torch.arange(columns, device=table.device)[None])
+    sign = torch.ones_like(sin[0, 0])
+    sign[: len(sign) // 2] = -1
+    return cos.transpose(0, 1), (sin * sign).transpose(0, 1)
+
+
+def turned(x: Float[Tensor, "B heads D"], cos: Float[Tensor, "B 1 D"], sin: Float[Tensor, "B 1 D"]) -> Tensor:
     """The rotary embedding; `sin` with a minus where the other half is taken away."""
     return (x * cos).addcmul_(x.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sin)
 
 
-def _weights(layer: Any) -> Weights:
+def folded(layer: Any, length: float) -> Weights:
+    """A layer's weights behind norms that have none; theirs are in the products', times `length`."""
     inner, mlp = layer.self_attn, layer.mlp
-    first, second = _of_unit_rows(layer.input_layernorm), _of_unit_rows(layer.post_attention_layernorm)
+    first, second = (norm.weight * length for norm in (layer.input_layernorm, layer.post_attention_layernorm))
     scales = ((inner.q_proj, inner.scaling), (inner.k_proj, 1.0), (inner.v_proj, 1.0))
     return Weights(
-        qkv=laid_out(torch.cat([p.weight * scale for p, scale in scales]) * first),
+        qkv=(torch.cat([p.weight * scale for p, scale in scales]) * first).T,
         bias=torch.cat([p.bias * scale for p, scale in scales]),
-        out=laid_out(inner.o_proj.weight),
-        gate=laid_out(mlp.gate_proj.weight * second),
-        up=laid_out(mlp.up_proj.weight * second),
-        down=laid_out(mlp.down_proj.weight),
+        out=inner.o_proj.weight.T,
+        gate=(mlp.gate_proj.weight * second).T,
+        up=(mlp.up_proj.weight * second).T,
+        down=mlp.down_proj.weight.T,
     )
-
-
-def _of_unit_rows(norm: Any) -> Float[Tensor, " H"]:
-    """A norm's weight for rows of length 1."""
-    return norm.weight * norm.weight.shape[0] ** 0.5
 
 
 APART = 16
 """Numbers between the rows of a weight: rows a power of two apart would share a few places of the cache."""
 
 
-def laid_out(weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
-    """The transposed weight, its rows side by side: products with 4 to 64 rows take a tenth to three fifths less."""
-    memory = weight.new_empty(weight.shape[1], weight.shape[0] + APART)
-    return memory[:, : weight.shape[0]].copy_(weight.T.contiguous())  # torch transposes fast into whole memory only
+def _laid_out(weights: Weights) -> Weights:
+    """Rows side by side: products with 4 to 64 rows take a tenth to three fifths less."""
+    return Weights(*(w if w.ndim == 1 else _apart(w) for w in weights.parts()))
+
+
+def _apart(weight: Float[Tensor, "in out"]) -> Float[Tensor, "in out"]:
+    memory = weight.new_empty(weight.shape[0], weight.shape[1] + APART)
+    return memory[:, : weight.shape[1]].copy_(weight.contiguous())  # torch transposes fast into whole memory only

@@ -5,7 +5,7 @@ exp(logits − max) and two numbers a row, so that is kept (one buffer where it 
 instead of the logits, their softmax, its logarithm and their products.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
-CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
+CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
 """Tokens × vocabulary of one product. What fits in one is kept for the backward pass, else computed again there."""
 CACHED_ELEMENTS = 2**18
 """What passes over logits work on at once on the CPU: a megabyte, which stays in the cache from pass to pass."""
@@ -90,7 +90,19 @@ class _TokenLogprobs(torch.autograd.Function):
 def _logits(states: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
     """states @ weight.T in the first rows of `out`."""
     out = out[: len(states)]
-    return torch.mm(states, weight.T, out=out) if out.dtype == states.dtype else out.copy_(states @ weight.T)
+    if out.dtype == states.dtype:
+        return torch.mm(states, weight.T, out=out)
+    if states.is_cuda:
+        return torch.mm(states, weight.T, out_dtype=out.dtype, out=out)
+    return out.copy_(states @ weight.T)
+
+
+def in_float32(product: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm` or `torch.bmm`, given in float32. A GPU sums bfloat16 numbers up in float32 and gives that; rounded to
+    bfloat16, as the CPU gives it, a logit of 20 is off by up to 0.06."""
+    if a.dtype == torch.float32:
+        return product(a, b)
+    return product(a, b, out_dtype=torch.float32) if a.is_cuda else product(a, b).float()
 
 
 def _exponentials_(x: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from rlhf_cli.rl.decode import Decoder, decodes
 from rlhf_cli.rl.packing import packs
 from rlhf_cli.rl.randomness import uniforms
+from rlhf_cli.rl.recorded import recorded, records
 from rlhf_cli.rl.rollout import Prompts, Rollout
 
 
@@ -24,27 +25,76 @@ def sample(
     seed: int,
     step: int,
 ) -> Rollout:
-    """One response a row, until an EOS token or `max_length`. Finished rows leave the decode batch."""
-    device, count = prompts.ids.device, len(prompts)
-    responses = torch.full((count, max_length), pad_id, device=device)
-    logprobs = torch.zeros(count, max_length, device=device)
+    """One response a row, until an EOS token or `max_length`."""
+    trunk, head = model.get_decoder(), model.get_output_embeddings()
+    ends = torch.zeros(head.weight.shape[0], dtype=torch.bool, device=prompts.ids.device)
+    ends.index_fill_(0, torch.tensor(eos_ids, device=ends.device), True)
+    chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=ends.device))
+    played = _play if records(trunk) else _grow
+    responses, logprobs = played(model, prompts, chances, ends, temperature)
+    over = ends[responses]
+    ended = over.any(1)
+    lengths = torch.where(ended, over.int().argmax(1) + 1, max_length)  # the first one ends it
+    after = torch.arange(max_length, device=ends.device) >= lengths[:, None]
+    return Rollout(
+        prompts=prompts.ids,
+        prompt_lengths=prompts.lengths,
+        responses=responses.masked_fill_(after, pad_id),
+        lengths=lengths,
+        ended=ended,
+        logprobs=logprobs.masked_fill_(after, 0),
+        group=prompts.group,
+    )
+
+
+Drawn = tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]
+"""Tokens and their log-probs; anything after the first end."""
+
+
+def _play(
+    model: Any, prompts: Prompts, chances: Float[Tensor, "B R"], ends: Bool[Tensor, " V"], temperature: float
+) -> Drawn:
+    """Token by token with a recorded step, on a GPU."""
+    from rlhf_cli.rl.cache import RowCache
+
+    trunk, (count, longest), width = model.get_decoder(), chances.shape, prompts.ids.shape[1]
+    step = recorded(model, draw, rows=count, columns=width + longest, length=longest)
+    first, owner = distinct_prompts(prompts)
+    cache = RowCache(trunk.config.num_hidden_layers, owner, width)
+    real = torch.arange(width, device=ends.device) >= width - prompts.lengths[:, None]
+    states = prefill(trunk, cache, prompts.ids[first], real[first], padded=True)[owner]
+    return step.rollout(
+        model,
+        cache,
+        states,
+        positions=prompts.lengths,
+        real=real,
+        uniforms=chances,
+        ends=ends,
+        temperature=temperature,
+    )
+
+
+def _grow(
+    model: Any, prompts: Prompts, chances: Float[Tensor, "B R"], ends: Bool[Tensor, " V"], temperature: float
+) -> Drawn:
+    """Token by token; finished rows leave the batch."""
     from rlhf_cli.rl.cache import RowCache, survivors
 
-    trunk, head = model.get_decoder(), model.get_output_embeddings()
-    ends = torch.zeros(head.weight.shape[0], dtype=torch.bool, device=device)
-    ends[list(eos_ids)] = True
-    chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=device))
+    trunk, head, device = model.get_decoder(), model.get_output_embeddings(), ends.device
+    (count, longest), width = chances.shape, prompts.ids.shape[1]
+    responses = torch.zeros(count, longest, dtype=torch.long, device=device)
+    logprobs = torch.zeros(count, longest, device=device)
     first, owner = distinct_prompts(prompts)
-    width = prompts.ids.shape[1]
-    cache = RowCache(trunk.config.num_hidden_layers, owner, width + max_length - 1)
-    columns = torch.arange(width + max_length, device=device)
+    cache = RowCache(trunk.config.num_hidden_layers, owner, width + longest - 1)
+    columns = torch.arange(width + longest, device=device)
     real = columns >= width - prompts.lengths[:, None]
     padded = bool((prompts.lengths < width).any())
     # the prompts, each once; then one token a row and a step
     states = prefill(trunk, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
     rows = torch.arange(count, device=device)
     decoder = Decoder(trunk, cache) if decodes(trunk) else None
-    for at in range(max_length):
+    for at in range(longest):
         logits = head(states).float()
         if temperature != 1:
             logits = logits / temperature
@@ -59,7 +109,7 @@ def sample(
             for x in (rows, token, real):
                 x[holes] = x[movers]
             rows, token, real = rows[:left], token[:left], real[:left]
-        if at + 1 == max_length:
+        if at + 1 == longest:
             break
         seen, positions = real[:, : width + at + 1], prompts.lengths[rows] + at
         if decoder:
@@ -67,17 +117,7 @@ def sample(
         else:
             mask = mask_for(trunk, seen, queries=1, padded=padded)
             states = forward(trunk, cache, token[:, None], mask, positions[:, None])
-    over = ends[responses]  # padding may be an EOS too: the first one counts
-    ended = over.any(1)
-    return Rollout(
-        prompts=prompts.ids,
-        prompt_lengths=prompts.lengths,
-        responses=responses,
-        lengths=torch.where(ended, over.int().argmax(1) + 1, max_length),
-        ended=ended,
-        logprobs=logprobs,
-        group=prompts.group,
-    )
+    return responses, logprobs
 
 
 def prefill(

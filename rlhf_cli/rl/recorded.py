@@ -1,0 +1,206 @@
+"""One more token for every row, on a GPU: a step that is recorded once, as a CUDA graph, and played back.
+
+Launched one by one from Python, the hundreds of kernels of a token take many times as long as they run; played back
+they are one launch. So nothing in a step waits for the host or changes its shape: what differs from token to token lies
+in memory that the step itself moves on, and a row that is done goes on drawing tokens that nobody reads (few rows cost
+what the weights cost to read, and half of them no less). Without graphs the same step runs operation by operation.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding, rms_norm, silu
+
+from rlhf_cli.models.memory import out_of_memory
+from rlhf_cli.rl.decode import Weights, angles, folded, plain, turned
+from rlhf_cli.rl.head import in_float32
+
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+COLUMNS = 64
+"""Places in the cache come in so many, that a prompt a little longer than the last needs no new recording."""
+LOOK = 8
+"""Tokens between two looks at whether every row is done: a look waits for the GPU."""
+
+_kept: "WeakKeyDictionary[Any, Recorded]" = WeakKeyDictionary()
+
+
+def records(trunk: Any) -> bool:
+    """Whether `Recorded` knows this model here."""
+    return trunk.embed_tokens.weight.device.type == "cuda" and plain(trunk)
+
+
+def recorded(model: Any, draw: Draw, *, rows: int, columns: int, length: int) -> "Recorded":
+    """The model's recording, which is kept; made anew if it is too small."""
+    device = model.get_output_embeddings().weight.device
+    dtype = model.get_output_embeddings().weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    columns = -(-columns // COLUMNS) * COLUMNS
+    held = _kept.pop(model, None)  # if there is no memory for a larger one, this one is gone when fewer rows are tried
+    if held is None or held.dtype != dtype or held.device != device:
+        held = Recorded(model, draw, rows=rows, columns=columns, length=length, dtype=dtype)
+    elif held.rows < rows or held.columns < columns or held.length < length:
+        most = {"rows": max(held.rows, rows), "columns": max(held.columns, columns), "length": max(held.length, length)}
+        del held
+        held = Recorded(model, draw, **most, dtype=dtype)
+    _kept[model] = held
+    return held
+
+
+class Recorded:
+    """A decoding step for at most `rows` rows, `columns` tokens with their prompts and responses of `length`, and the
+    memory that it works in. `dtype`: of weights, keys, values and what is multiplied with them; else float32."""
+
+    def __init__(self, model: Any, draw: Draw, *, rows: int, columns: int, length: int, dtype: torch.dtype) -> None:
+        trunk, head = model.get_decoder(), model.get_output_embeddings().weight
+        config, inner = trunk.config, trunk.layers[0].self_attn
+        self.rows, self.columns, self.length = rows, columns, length
+        self.draw, self.dtype, self.device = draw, dtype, head.device
+        self.epsilon, self.size, self.groups = config.rms_norm_eps, inner.head_dim, inner.num_key_value_groups
+        self.kv_heads = config.num_key_value_heads
+        self.heads = self.kv_heads * self.groups
+        self.table = trunk.embed_tokens.weight
+        with torch.inference_mode(False), torch.no_grad(), _plainly(self.device):
+            self.layers = [_like(folded(layer, 1.0), dtype) for layer in trunk.layers]
+            self.norm = torch.empty_like(trunk.norm.weight)
+            self.head = torch.empty_like(head, dtype=dtype)
+            self.cos, self.sin = angles(trunk, columns)
+            shape = (len(trunk.layers), rows, self.kv_heads, columns, self.size)
+            self.keys, self.values = (self._zeros(*shape, dtype=dtype) for _ in range(2))
+            self.states = self._zeros(rows, config.hidden_size, dtype=dtype)
+            self.temperature = torch.ones((), device=self.device)
+            self.ends = self._zeros(len(head), dtype=torch.bool)
+            self.uniforms = self._zeros(rows, length, dtype=torch.float64)
+            self.positions, self.at, self.column = (self._zeros(n, dtype=torch.long) for n in (rows, 1, 1))
+            self.seen = self._zeros(rows, columns, dtype=torch.bool)
+            self.done = self._zeros(rows, dtype=torch.bool)
+            self.responses = self._zeros(rows, length, dtype=torch.long)
+            self.logprobs = self._zeros(rows, length)
+            self._read(model)
+            self.play = self._record() if self.device.type == "cuda" else self._token
+
+    def rollout(
+        self,
+        model: Any,
+        prefilled: Any,
+        states: Float[Tensor, "B H"],
+        *,
+        positions: Int[Tensor, " B"],
+        real: Tensor,
+        uniforms: Float[Tensor, "B R"],
+        ends: Tensor,
+        temperature: float,
+    ) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
+        """Responses and log-probs, of which only what is before the first end counts.
+
+        `prefilled`: the cache with the prompts of each row; `states`: the last hidden states of these; `positions`:
+        of the next token; `real`: bool [B, P], where a prompt has tokens.
+        """
+        (count, length), width = uniforms.shape, real.shape[1]
+        self._read(model)
+        for i, layer in enumerate(prefilled.stores):
+            self.keys[i, :count, :, :width].copy_(layer.keys)
+            self.values[i, :count, :, :width].copy_(layer.values)
+        self.states[:count].copy_(states)
+        self.temperature.fill_(temperature)
+        self.ends.copy_(ends)
+        self.uniforms[:count, :length].copy_(uniforms)
+        self._first()
+        self.positions[:count].copy_(positions)
+        self.column.fill_(width)
+        self.seen.zero_()[:count, :width].copy_(real)
+        self.done.fill_(True)[:count].fill_(False)
+        with _plainly(self.device):
+            for token in range(1, length + 1):
+                self.play()
+                if token % LOOK == 0 and bool(self.done.all()):
+                    break
+        return self.responses[:count, :length].clone(), self.logprobs[:count, :length].clone()
+
+    def _token(self) -> None:
+        """Draw each row's next token, and read it."""
+        logits = in_float32(torch.mm, self.states, self.head.T).div_(self.temperature)
+        token, logprob = self.draw(logits, self.uniforms.index_select(1, self.at).squeeze(1))
+        self.responses.index_copy_(1, self.at, token[:, None])
+        self.logprobs.index_copy_(1, self.at, logprob[:, None])
+        self.done |= self.ends[token]
+        self.seen.index_fill_(1, self.column, True)
+        self.states.copy_(self._states(token))
+        for moving in (self.at, self.column, self.positions):
+            moving += 1
+
+    def _states(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
+        x = embedding(token, self.table).float()
+        cos, sin, hidden = self.cos[self.positions], self.sin[self.positions], ~self.seen[:, None]
+        both = self.heads + self.kv_heads
+        for weights, keys, values in zip(self.layers, self.keys, self.values, strict=True):
+            qkv = torch.addmm(weights.bias, self._normed(x), weights.qkv).view(self.rows, -1, self.size)
+            turn = turned(qkv[:, :both].float(), cos, sin).to(self.dtype)
+            keys.index_copy_(2, self.column, turn[:, self.heads :, None])
+            values.index_copy_(2, self.column, qkv[:, both:, None])
+            query = turn[:, : self.heads].reshape(self.rows * self.kv_heads, self.groups, self.size)
+            scores = in_float32(torch.bmm, query, keys.flatten(0, 1).transpose(1, 2))
+            scores.view(self.rows, self.heads, -1).masked_fill_(hidden, -torch.inf)
+            out = torch.bmm(scores.softmax(-1).to(self.dtype), values.flatten(0, 1))
+            x = x + in_float32(torch.mm, out.view(self.rows, -1), weights.out)
+            h = self._normed(x)
+            gated = silu(torch.mm(h, weights.gate)) * torch.mm(h, weights.up)
+            x = x + in_float32(torch.mm, gated, weights.down)
+        return rms_norm(x, x.shape[1:], self.norm, self.epsilon)
+
+    def _normed(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+        return rms_norm(x, x.shape[1:], None, self.epsilon).to(self.dtype)
+
+    def _read(self, model: Any) -> None:
+        """The weights as they are now."""
+        trunk = model.get_decoder()
+        with _plainly(self.device):
+            for held, layer in zip(self.layers, trunk.layers, strict=True):
+                for mine, its in zip(held.parts(), folded(layer, 1.0).parts(), strict=True):
+                    mine.copy_(its)
+            self.norm.copy_(trunk.norm.weight)
+            self.head.copy_(model.get_output_embeddings().weight)
+
+    def _first(self) -> None:
+        """Back to where a rollout begins."""
+        for moving in (self.at, self.column, self.positions):
+            moving.zero_()
+
+    def _record(self) -> Callable[[], None]:
+        """The step as a graph. Where that fails for another reason than memory, the step itself, with a warning."""
+        with torch.cuda.device(self.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries choose their kernels and take their memory before the recording
+                for _ in range(2):
+                    self._token()
+                    self._first()
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    self._token()
+            except RuntimeError as error:
+                if out_of_memory(error):
+                    raise
+                warnings.warn(f"sampling goes on without CUDA graphs, slower: {error}", stacklevel=2)
+                return self._token
+        return graph.replay
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def _like(weights: Weights, dtype: torch.dtype) -> Weights:
+    return Weights(*(torch.empty_like(w, dtype=dtype) for w in weights.parts()))
+
+
+def _plainly(device: torch.device) -> torch.autocast:
+    """Every operation in the dtype that is written here."""
+    return torch.autocast(device.type, enabled=False)
