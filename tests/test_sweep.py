@@ -123,10 +123,12 @@ def test_fail_fast_starts_no_more_jobs(tmp_path: Path, trouble) -> None:
     assert dispatch(["sweep", f"resume={tmp_path / 's'}"]) == 0
 
 
-def test_a_signal_stops_the_whole_sweep_and_a_resume_goes_on(tmp_path: Path, trouble) -> None:
-    trouble("SIGTERM", 3)
+@pytest.mark.parametrize(("call", "state"), [(3, "interrupted"), (6, "done")])
+def test_a_signal_stops_the_whole_sweep_and_a_resume_goes_on(tmp_path: Path, trouble, call: int, state: str) -> None:
+    """Also in a job's last step, which it ends as if nothing had come."""
+    trouble("SIGTERM", call)
     assert sweep(tmp_path / "s", "seed=0,1") == 143
-    assert [row["state"] for row in table(tmp_path / "s")["jobs"]] == ["interrupted", "not started"]
+    assert [row["state"] for row in table(tmp_path / "s")["jobs"]] == [state, "not started"]
     assert dispatch(["sweep", f"resume={tmp_path / 's'}"]) == 0
 
 

@@ -39,6 +39,7 @@ class Job:
         from hydra.core.hydra_config import HydraConfig
 
         from rlhf_cli.training.folder import recorded
+        from rlhf_cli.training.signals import late_signal
         from rlhf_cli.training.status import write_status
 
         hydra = HydraConfig.get()
@@ -60,6 +61,8 @@ class Job:
                 result = import_module(f"rlhf_cli.commands.{self.command.replace('-', '_')}").run(cfg)
             if not read_status(folder):
                 write_status(folder, "done", step=0, steps=0)
+            if self.in_process and (late := late_signal()):
+                raise Interrupted(late)  # this job needed no stop any more; the sweep does
             return result
         except (Interrupted, KeyboardInterrupt) as stop:
             if os.environ.get("SUBMITIT_EXECUTOR"):

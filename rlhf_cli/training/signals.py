@@ -32,6 +32,14 @@ class StopRequest:
             raise Interrupted(self.signal)
 
 
+_late: list[str] = []
+
+
+def late_signal() -> str | None:
+    """The signal that came when the last run was all but over, so that it ended as if none had; told once."""
+    return _late.pop() if _late else None
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask to stop after the step; a second SIGINT stops at once.
@@ -39,6 +47,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     Around whatever records how a run ended: torchrun ends the processes that another's death has just made fail.
     """
     request = StopRequest()
+    _late.clear()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -53,6 +62,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield request
+        _late.extend([request.signal] if request.signal else [])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
