@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from rlhf_cli import __version__
 from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.streams import outlive_readers
 
 COMMANDS = {
     "train": "train a policy with PPO, GRPO and their relatives",
@@ -25,11 +26,12 @@ COMMANDS = {
     "models": "list the models; build the miniatures and say how good they are",
     "doctor": "is this machine ready? what to fix",
 }
-INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143}
+INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143, "SIGHUP": 129}
 
 
 def main() -> NoReturn:
-    """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad config or arguments, 130/143 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad config or arguments, 129/130/143 interrupted."""
+    outlive_readers()
     sys.exit(dispatch(sys.argv[1:]))
 
 

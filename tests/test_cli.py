@@ -162,3 +162,12 @@ def test_every_key_is_read_somewhere() -> None:
 def test_miniature_scale_never_asks_the_hub() -> None:
     assert one().data.source == "generated"
     assert OmegaConf.load(CONF / "data" / "short_prefix.yaml").source == "imdb"
+
+
+def test_a_reader_that_goes_away_stops_nothing() -> None:
+    code = "import sys; from rlhf_cli.cli import main; sys.argv = ['rlhf', '--help']; main()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

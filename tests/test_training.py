@@ -148,14 +148,16 @@ def test_eval_judges_a_checkpoint_and_the_untrained_actor(tmp_path: Path) -> Non
     assert train(run) == 0
     assert dispatch(["eval", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 'trained'}"]) == 0
     result = json.loads((tmp_path / "trained" / "eval.json").read_text())
-    assert result["metrics"]["val/score"] == pytest.approx(numbers(run)[-1]["val/score"], abs=1e-5)
-    assert (
-        dispatch(
-            ["eval", *(o for o in SMALL if not o.startswith("checkpoint")), f"hydra.run.dir={tmp_path / 'untrained'}"]
-        )
-        == 0
-    )
-    assert json.loads((tmp_path / "untrained" / "eval.json").read_text())["metrics"]["val/kl"] == pytest.approx(0)
+    first, last = numbers(run)[0], numbers(run)[-1]
+    for name in ("val/score", "val/kl", "hacking/index"):
+        assert result["metrics"][name] == pytest.approx(last[name], abs=1e-5)
+    assert result["untrained"]["val/score"] == pytest.approx(first["val/score"], abs=1e-5)
+    assert "hacking/index" not in result["untrained"]
+    untrained = [o for o in SMALL if not o.startswith("checkpoint")]
+    assert dispatch(["eval", *untrained, f"hydra.run.dir={tmp_path / 'untrained'}"]) == 0
+    alone = json.loads((tmp_path / "untrained" / "eval.json").read_text())
+    assert alone["metrics"]["val/kl"] == pytest.approx(0)
+    assert alone["untrained"] is None
     assert dispatch(["sample", "This movie is [bold]", f"checkpoint={run}", f"hydra.run.dir={tmp_path / 's'}"]) == 0
 
 
@@ -187,18 +189,21 @@ def test_the_lexicon_as_a_reward_is_its_own_gold(tmp_path: Path) -> None:
     assert "val/gold_score" not in numbers(tmp_path / "none")[0]
 
 
-def test_a_signal_saves_and_exits_143(tmp_path: Path) -> None:
-    module = tmp_path / "stopping_reward.py"
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGUSR2", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_and_tells_by_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    module = tmp_path / f"stopping_by_{name}.py"
     module.write_text(
         "import os, signal\ncalls = []\n"
         "def fn(prompts, responses):\n"
         "    calls.append(1)\n"
-        "    if len(calls) == 3:\n        os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"    if len(calls) == 3:\n        os.kill(os.getpid(), signal.{name})\n"
         "    return [0.5] * len(responses)\n"
     )
-    sys.path.insert(0, str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
-    assert train(run, "reward=python", "reward.fn=stopping_reward:fn", "steps=9") == 143
+    assert train(run, "reward=python", f"reward.fn={module.stem}:fn", "steps=9") == code
     assert read_status(run)["state"] == "interrupted"
     assert (run / "checkpoints" / "last").exists()
 

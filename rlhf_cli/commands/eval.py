@@ -8,11 +8,13 @@ from omegaconf import DictConfig
 
 
 def run(cfg: DictConfig) -> float:
-    """Judge a checkpoint, or the untrained actor, on the test prompts; writes eval.json."""
+    """Judge a checkpoint beside the untrained actor, or that alone, on the test prompts; writes eval.json."""
     from hydra.core.hydra_config import HydraConfig
 
     from rlhf_cli.config.compose import settle
+    from rlhf_cli.training.checkpoint import step_of
     from rlhf_cli.training.folder import first_line
+    from rlhf_cli.training.hacking import HackingWatch, account
     from rlhf_cli.training.judge import judge
     from rlhf_cli.training.status import write_atomic
 
@@ -21,15 +23,26 @@ def run(cfg: DictConfig) -> float:
     lab, checkpoint = judged_lab(config, first_line(config))
     print(f"judging {checkpoint or 'the untrained actor'} on {len(lab.test)} test prompts", flush=True)
     metrics, rows = judge(lab, lab.test)
+    untrained: dict[str, float] = {}
+    watch = HackingWatch(config.stop.hacking_index)
+    if checkpoint:
+        print("judging the untrained actor on the same prompts", flush=True)
+        lab.actor = lab.reference
+        untrained, its_rows = judge(lab, lab.test)
+        watch.look(0, untrained, its_rows)
+        metrics |= watch.look(step_of(checkpoint), metrics, rows)
     folder = Path(hydra.runtime.output_dir)
     result = {
         "checkpoint": str(checkpoint) if checkpoint else None,
         "config": config.model_dump(by_alias=True),
         "metrics": metrics,
+        "untrained": untrained or None,
         "samples": rows,
     }
     write_atomic(folder / "eval.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    _print(metrics, rows)
+    _print(metrics, untrained, rows)
+    if watch.suspicious:
+        print(f"This looks like reward hacking: {account(metrics, folder / 'eval.json')}")
     print(f"written: {folder / 'eval.json'}")
     return metrics["val/score"]
 
@@ -51,17 +64,23 @@ def judged_lab(config: Any, first_line: str) -> tuple[Any, Path | None]:
     return make_lab(config, notify, actor=str(checkpoint / "actor") if checkpoint else None), checkpoint
 
 
-def _print(metrics: dict[str, float], rows: list[dict[str, Any]]) -> None:
+def _print(metrics: dict[str, float], untrained: dict[str, float], rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from rlhf_cli.tracking.text import printable
 
-    table = Table("metric", "value", title="evaluation")
-    table.columns[1].justify = "right"
-    for name, value in metrics.items():
-        table.add_row(name.removeprefix("val/"), f"{value:.4g}")
+    table = Table("metric", *(["untrained", "checkpoint"] if untrained else ["value"]), title="evaluation")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    first = ("val/score", "val/gold_score", "hacking/index")
+    names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
+    for name in names:
+        if name.endswith("_drift"):
+            continue  # the difference of two columns that are here
+        before = [f"{untrained[name]:.4g}" if name in untrained else ""] if untrained else []
+        table.add_row(name.removeprefix("val/"), *before, f"{metrics[name]:.4g}")
     console = Console()
     console.print(table)
     samples = Table("class", "prefix", "response", "score", title="samples", show_lines=True)

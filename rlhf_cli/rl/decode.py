@@ -94,8 +94,8 @@ class Decoder:
 
 def angles(trunk: Any, columns: int) -> tuple[Float[Tensor, "T 1 D"], Float[Tensor, "T 1 D"]]:
     """The rotary embedding's tables for `turned`."""
-    table = trunk.embed_tokens.weight
-    cos, sin = trunk.rotary_emb(table, torch.arange(columns, device=table.device)[None])
+    positions = torch.arange(columns, device=trunk.embed_tokens.weight.device)
+    cos, sin = trunk.rotary_emb(positions.float(), positions[None])  # in float32, whatever the weights are in
     sign = torch.ones_like(sin[0, 0])
     sign[: len(sign) // 2] = -1
     return cos.transpose(0, 1), (sin * sign).transpose(0, 1)

@@ -68,7 +68,7 @@ class Recorded:
         self.table = trunk.embed_tokens.weight
         with torch.inference_mode(False), torch.no_grad(), _plainly(self.device):
             self.layers = [_like(folded(layer, 1.0), dtype) for layer in trunk.layers]
-            self.norm = torch.empty_like(trunk.norm.weight)
+            self.norm = torch.empty_like(trunk.norm.weight, dtype=torch.float32)
             self.head = torch.empty_like(head, dtype=dtype)
             self.cos, self.sin = angles(trunk, columns)
             shape = (len(trunk.layers), rows, self.kv_heads, columns, self.size)

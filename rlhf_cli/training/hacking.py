@@ -62,9 +62,9 @@ def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
     return Judged(panel, [row["score"] for row in rows], gold)
 
 
-def account(metrics: dict[str, float], folder: Path) -> str:
+def account(metrics: dict[str, float], samples: Path) -> str:
     """What the alert says: the index, its signs with the strongest first, where to read."""
     found = {k.removeprefix("hacking/sign/"): v for k, v in metrics.items() if k.startswith("hacking/sign/")}
     strongest = sorted(((v, k) for k, v in found.items() if v >= 0.1), reverse=True)
     named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for value, name in strongest)
-    return f"index {metrics['hacking/index']:.2f} ({named}); read what it writes: {folder / 'samples.jsonl'}"
+    return f"index {metrics['hacking/index']:.2f} ({named}); read what it writes: {samples}"

@@ -53,7 +53,9 @@ class Session:
         self.tell("running", step)
         if self.watch.onset is not None and not self.alerted:
             self.alerted = True
-            self.trackers.alert(f"reward hacking from step {self.watch.onset}", account(metrics, self.folder))
+            self.trackers.alert(
+                f"reward hacking from step {self.watch.onset}", account(metrics, self.folder / "samples.jsonl")
+            )
         return metrics
 
     def validates(self, step: int) -> bool:

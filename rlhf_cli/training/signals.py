@@ -42,7 +42,8 @@ def late_signal() -> str | None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 ask to stop after the step; a second SIGINT stops at once.
+    """SIGINT, SIGTERM, SIGUSR1, SIGUSR2 and SIGHUP (a closed terminal; not under nohup) ask to stop after the step; a
+    second SIGINT stops at once.
 
     Around whatever records how a run ended: torchrun ends the processes that another's death has just made fail.
     """
@@ -58,7 +59,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.signal = signal.Signals(number).name
         request.heed()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield request
