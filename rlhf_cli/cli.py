@@ -1,9 +1,10 @@
 """`rlhf <command> [overrides]`: pick the command, check its configs, hand over to Hydra. Imports no torch."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -89,6 +90,8 @@ def run(command: str, argv: list[str]) -> int:
     try:
         args = parser.parse_args(argv)
         runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+        if args.help:
+            return _help(command, argv)
         if not runs:
             return _hydra(command, argv)
         planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
@@ -182,6 +185,16 @@ def _run(command: str, argv: list[str]) -> int:
             traceback.print_exc()
         code = 1
     return code
+
+
+def _help(command: str, argv: list[str]) -> int:
+    from rlhf_cli.config.explain import explained
+
+    text = io.StringIO()
+    with redirect_stdout(text), suppress(SystemExit):  # Hydra exits behind its help
+        _hydra(command, argv)
+    print(explained(text.getvalue(), command), end="")
+    return 0
 
 
 def _hydra(command: str, argv: list[str]) -> int:

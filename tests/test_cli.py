@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_cli.cli import dispatch
+from rlhf_cli.cli import COMMANDS, dispatch
 from rlhf_cli.config.compose import CONF, difference, flat, nested, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
@@ -171,3 +171,18 @@ def test_a_reader_that_goes_away_stops_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_explains_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the words of the option that was asked for."""
+    if command == "sweep":
+        command = "train"
+    groups = [] if command == "report" else ["algo=grpo"]
+    assert dispatch([command, *groups, "--help"]) == 0
+    shown = capsys.readouterr().out
+    keys = shown.partition("== Keys")[2].partition("== Examples")[0].splitlines()[1:]
+    bare = [line for line in keys if re.fullmatch(r" *[\w']+: \S.{0,30}", line) and "  " not in line.strip()]
+    assert bare == []
+    assert not groups or re.search(r"beta: 0.04 +weight of the KL, as in the paper\n", shown)
+    assert f"\nrlhf {command}" in shown.partition("== Examples")[2]
