@@ -3,7 +3,6 @@
 import re
 import shutil
 import textwrap
-from pathlib import Path
 
 from rlhf_cli.config.compose import CONF
 
