@@ -177,6 +177,7 @@ def training_step(config: Any) -> Finding:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from rlhf_cli.rl.forward import read
+    from rlhf_cli.rl.packing import register
     from rlhf_cli.rl.rollout import Experience, Prompts
     from rlhf_cli.rl.sampling import sample
     from rlhf_cli.training.compute import compute
@@ -192,10 +193,19 @@ def training_step(config: Any) -> Finding:
         )  # fmt: skip
         torch.manual_seed(0)
         actor = Qwen2ForCausalLM(shape).eval().to(where.device)
+        actor.set_attn_implementation(register())
         prompts = Prompts(torch.full((8, 4), 3), rows * 0 + 4, rows, rows // 4).to(where.device)
         with where.autocast():
             rollout = sample(
-                actor, prompts, eos_ids=(0,), pad_id=0, max_length=8, temperature=1.0, seed=0, step=1
+                actor,
+                prompts,
+                eos_ids=(0,),
+                pad_id=0,
+                max_length=8,
+                temperature=1.0,
+                seed=0,
+                step=1,
+                cuda_graphs=config.rollout.cuda_graphs,
             ).trimmed()
             with torch.no_grad():
                 old = read(actor, rollout, temperature=1.0).logprobs

@@ -28,7 +28,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite",
+    "shard", "on_nonfinite", "rollout.cuda_graphs",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.

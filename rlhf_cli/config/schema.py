@@ -232,6 +232,7 @@ class Rollout(Section):
     temperature: float = Field(gt=0)
     max_response_length: int = Count
     micro_batch_size: int = Count
+    cuda_graphs: bool
 
 
 class Optim(Section):

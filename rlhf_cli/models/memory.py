@@ -22,13 +22,23 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
+_spare: list[Callable[[], None]] = []
+
+
+def at_shortage(give_up: Callable[[], None]) -> None:
+    """Something to call where memory runs out: it drops what can be made again."""
+    _spare.append(give_up)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether a device's or the machine's memory ran out: torch names only the device's by type."""
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
     text = str(error)
     return named or (
         isinstance(error, RuntimeError)
-        and any(sign in text for sign in ("DefaultCPUAllocator: ", "not enough memory", "CUDA out of memory"))
+        and any(
+            sign in text for sign in ("DefaultCPUAllocator: ", "not enough memory", "out of memory", "_ALLOC_FAILED")
+        )
     )
 
 
@@ -59,6 +69,8 @@ class Memory:
                     ) from error
             # only here is the failed attempt, and what it held, gone
             self.fits[kind] = rows // 2
+            for give_up in _spare:
+                give_up()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

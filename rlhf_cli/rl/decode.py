@@ -5,7 +5,7 @@ is laid out once and a row that is done gives its place to the last one. A GPU h
 through transformers, in `sampling`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from rlhf_cli.rl.packing import packs
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One layer's, with what only scales their input or output already in them."""
+    """One layer's, as `laid_out`, with what only scales their input or output already in them."""
 
     qkv: Float[Tensor, "H qkv"]
     bias: Float[Tensor, " qkv"]
@@ -27,12 +27,9 @@ class Weights:
     up: Float[Tensor, "H I"]
     down: Float[Tensor, "I H"]
 
-    def parts(self) -> list[Tensor]:
-        return [getattr(self, f.name) for f in fields(self)]
-
 
 def plain(trunk: Any) -> bool:
-    """Whether this is a Qwen2 as `folded` and `angles` read it: packed attention, its weights whole in this process."""
+    """Whether this is a Qwen2 as it is read here: packed attention, one kind of angles, its weights whole."""
     known = packs(trunk) and trunk.config.model_type == "qwen2" and trunk.rotary_emb.rope_type == "default"
     return known and all(type(w) is torch.nn.Parameter for w in _first_weights(trunk))
 
@@ -57,9 +54,8 @@ class Decoder:
         self.kv_heads = trunk.config.num_key_value_heads
         self.heads = self.kv_heads * self.groups
         self.floor = trunk.config.rms_norm_eps * trunk.config.hidden_size
-        root = trunk.config.hidden_size**0.5
-        self.norm = trunk.norm.weight * root
-        self.layers = [_laid_out(folded(layer, root)) for layer in trunk.layers]
+        self.norm = _of_unit_rows(trunk.norm)
+        self.layers = [_weights(layer) for layer in trunk.layers]
         self.cos, self.sin = angles(trunk, cache.columns)
 
     def step(
@@ -101,35 +97,37 @@ def angles(trunk: Any, columns: int) -> tuple[Float[Tensor, "T 1 D"], Float[Tens
     return cos.transpose(0, 1), (sin * sign).transpose(0, 1)
 
 
-def turned(x: Float[Tensor, "B heads D"], cos: Float[Tensor, "B 1 D"], sin: Float[Tensor, "B 1 D"]) -> Tensor:
+def turned(
+    x: Float[Tensor, "B heads D"], cos: Float[Tensor, "#B #heads D"], sin: Float[Tensor, "#B #heads D"]
+) -> Tensor:
     """The rotary embedding; `sin` with a minus where the other half is taken away."""
     return (x * cos).addcmul_(x.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sin)
 
 
-def folded(layer: Any, length: float) -> Weights:
-    """A layer's weights behind norms that have none; theirs are in the products', times `length`."""
+def _weights(layer: Any) -> Weights:
     inner, mlp = layer.self_attn, layer.mlp
-    first, second = (norm.weight * length for norm in (layer.input_layernorm, layer.post_attention_layernorm))
+    first, second = _of_unit_rows(layer.input_layernorm), _of_unit_rows(layer.post_attention_layernorm)
     scales = ((inner.q_proj, inner.scaling), (inner.k_proj, 1.0), (inner.v_proj, 1.0))
     return Weights(
-        qkv=(torch.cat([p.weight * scale for p, scale in scales]) * first).T,
+        qkv=laid_out(torch.cat([p.weight * scale for p, scale in scales]) * first),
         bias=torch.cat([p.bias * scale for p, scale in scales]),
-        out=inner.o_proj.weight.T,
-        gate=(mlp.gate_proj.weight * second).T,
-        up=(mlp.up_proj.weight * second).T,
-        down=mlp.down_proj.weight.T,
+        out=laid_out(inner.o_proj.weight),
+        gate=laid_out(mlp.gate_proj.weight * second),
+        up=laid_out(mlp.up_proj.weight * second),
+        down=laid_out(mlp.down_proj.weight),
     )
+
+
+def _of_unit_rows(norm: Any) -> Float[Tensor, " H"]:
+    """A norm's weight for rows of length 1."""
+    return norm.weight * norm.weight.shape[0] ** 0.5
 
 
 APART = 16
 """Numbers between the rows of a weight: rows a power of two apart would share a few places of the cache."""
 
 
-def _laid_out(weights: Weights) -> Weights:
-    """Rows side by side: products with 4 to 64 rows take a tenth to three fifths less."""
-    return Weights(*(w if w.ndim == 1 else _apart(w) for w in weights.parts()))
-
-
-def _apart(weight: Float[Tensor, "in out"]) -> Float[Tensor, "in out"]:
-    memory = weight.new_empty(weight.shape[0], weight.shape[1] + APART)
-    return memory[:, : weight.shape[1]].copy_(weight.contiguous())  # torch transposes fast into whole memory only
+def laid_out(weight: Float[Tensor, "out in"]) -> Float[Tensor, "in out"]:
+    """The transposed weight, its rows side by side: products with 4 to 64 rows take a tenth to three fifths less."""
+    memory = weight.new_empty(weight.shape[1], weight.shape[0] + APART)
+    return memory[:, : weight.shape[0]].copy_(weight.T.contiguous())  # torch transposes fast into whole memory only

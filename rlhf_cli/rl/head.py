@@ -68,6 +68,8 @@ class _TokenLogprobs(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None  # the gradient is written over it; a second backward pass computes it again
         d_states = torch.empty_like(states)
         d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
+        if d_weight is not None and weight.is_cuda:
+            d_weight = d_weight.to(total.dtype)  # rounded once, when all chunks are in it
         d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
         d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
         chunks = _chunks(len(states), weight.shape[0], states)
@@ -82,7 +84,7 @@ class _TokenLogprobs(torch.autograd.Function):
             d = d.to(states.dtype)
             torch.mm(d, weight, out=d_states[rows])
             if d_weight is not None:
-                d_weight.addmm_(d.T, states[rows])
+                _add_product_(d_weight, d.T, states[rows])
         give_back(logits)
         return d_states, None if d_weight is None else rest(weight, d_weight), None, None
 
@@ -95,6 +97,10 @@ def _logits(states: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
     if states.is_cuda:
         return torch.mm(states, weight.T, out_dtype=out.dtype, out=out)
     return out.copy_(states @ weight.T)
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    total.addmm_(a, b) if total.dtype == a.dtype else total.add_(in_float32(torch.mm, a, b))
 
 
 def in_float32(product: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:

@@ -24,14 +24,15 @@ def sample(
     temperature: float,
     seed: int,
     step: int,
+    cuda_graphs: bool = True,
 ) -> Rollout:
-    """One response a row, until an EOS token or `max_length`."""
+    """One response a row, until an EOS token or `max_length`; on a GPU by a recorded step, if `cuda_graphs`."""
     trunk, head = model.get_decoder(), model.get_output_embeddings()
     ends = torch.zeros(head.weight.shape[0], dtype=torch.bool, device=prompts.ids.device)
     ends.index_fill_(0, torch.tensor(eos_ids, device=ends.device), True)
     chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=ends.device))
-    played = _play if records(trunk) else _grow
-    responses, logprobs = played(model, prompts, chances, ends, temperature)
+    drawn = _play if cuda_graphs and records(trunk) else _grow
+    responses, logprobs = drawn(model, prompts, chances, ends, temperature)
     over = ends[responses]
     ended = over.any(1)
     lengths = torch.where(ended, over.int().argmax(1) + 1, max_length)  # the first one ends it

@@ -170,15 +170,17 @@ def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewa
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
     """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out; each process its
     share."""
+    # a recorded step would keep what is split over the processes whole on each of them
+    graphs = lab.config.rollout.cuda_graphs and not distributed.is_split(lab.actor)
     with distributed.put_together(lab.actor):
-        sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows))
+        sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows, graphs))
     if distributed.world() > 1:
         gathered = distributed.gather(sampled.to(torch.device("cpu")))
         sampled = concatenate(gathered, lab.pad).to(lab.compute.device)
     return sampled.trimmed()
 
 
-def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int) -> Rollout:
+def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int, cuda_graphs: bool) -> Rollout:
     rollout = lab.config.rollout
     pieces = []
     mine = distributed.share(len(prompts))
@@ -194,6 +196,7 @@ def _roll_out(lab: Lab, prompts: Prompts, step: int, micro_batch_size: int) -> R
                     temperature=rollout.temperature,
                     seed=lab.config.seed,
                     step=step,
+                    cuda_graphs=cuda_graphs,
                 )
             )
     names = ("prompts", "prompt_lengths", "responses", "lengths", "ended", "logprobs", "group")

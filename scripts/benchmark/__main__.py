@@ -29,6 +29,9 @@ class Worker:
     def __init__(self, script: str, given: argparse.Namespace, **options: Any) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}
         environment |= {"TRL_EXPERIMENTAL_SILENCE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {"CUDA_VISIBLE_DEVICES": "0"} | environment
+        if given.dtype == "bf16":
+            environment["ACCELERATE_MIXED_PRECISION"] = "bf16"  # TRL's PPO passes its bf16=True on to nobody
         arguments = [f"--{name}={value}" for name, value in options.items() if value]
         self.log = open(Path(given.work) / f"{script}.log", "w")  # noqa: SIM115
         self.process = subprocess.Popen(

@@ -53,18 +53,21 @@ def forced(lengths: list[int], fixed: bool, rows: int) -> Any:
     from transformers import LogitsProcessor
 
     class Forced(LogitsProcessor):
+        """Nothing here waits for a GPU."""
+
         def __init__(self, first: int) -> None:
-            self.lengths = torch.tensor(lengths[first : first + rows])
+            self.lengths = torch.tensor(lengths[first : first + rows])[:, None]
             self.at = 0
 
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             self.at += 1
+            self.lengths = self.lengths.to(scores.device)
             scores = scores.clone()
-            scores[:, [EOS, PAD]] = -torch.inf
+            scores[:, EOS] = scores[:, PAD] = -torch.inf
             if not fixed:
-                ending = (self.lengths == self.at).nonzero().squeeze(1).to(scores.device)
-                scores[ending] = -torch.inf
-                scores[ending, EOS] = 0.0
+                ending = self.lengths == self.at
+                scores.masked_fill_(ending, -torch.inf)
+                scores[:, EOS : EOS + 1].masked_fill_(ending, 0.0)
             return scores
 
     return Forced
@@ -200,6 +203,17 @@ def ppo(
         eval_dataset=Dataset.from_dict({"input_ids": prompts[:1]}),
     )
     force(policy, lengths, fixed, SEQUENCES, talk)
+
+    def low(function: Any) -> Any:
+        """TRL's PPO calls these models past accelerate's autocast."""
+
+        def inner(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(trainer.accelerator.device.type, torch.bfloat16, enabled=bf16):
+                return function(*args, **kwargs)
+
+        return inner
+
+    policy.generate = low(policy.generate)
     rewards, forward = ppo_trainer.get_reward, ppo_trainer.forward
 
     def get_reward(model: Any, *args: Any) -> Any:
@@ -212,7 +226,7 @@ def ppo(
         with talk.phase("forward"):
             return forward(model, *args)
 
-    ppo_trainer.get_reward, ppo_trainer.forward = get_reward, run
+    ppo_trainer.get_reward, ppo_trainer.forward = low(get_reward), low(run)
     return trainer
 
 
