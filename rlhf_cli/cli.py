@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -30,6 +31,17 @@ COMMANDS = {
 INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143, "SIGHUP": 129}
 
 
+SWEEP_HELP = """rlhf sweep: `rlhf train --multirun`, which goes on where it was cut off. A key with several values,
+or an experiment that lists them, makes a job of each combination. Keys and groups are those of rlhf train, below.
+
+  rlhf sweep experiment=sweep_beta
+  rlhf sweep algo.beta=0.02,0.1 seed=0,1,2
+  rlhf sweep resume=<sweep folder>          run the jobs that are not done
+  rlhf sweep wandb experiment=sweep_beta    the definition of a W&B sweep
+
+"""
+
+
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad config or arguments, 129/130/143 interrupted."""
     outlive_readers()
@@ -37,6 +49,9 @@ def main() -> NoReturn:
 
 
 def dispatch(argv: list[str]) -> int:
+    if (commands := _commands_to_complete(argv)) is not None:
+        print("\n".join(commands))
+        return 0
     argv = _completing(argv)
     if not _leads():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -105,6 +120,9 @@ def run(command: str, argv: list[str]) -> int:
         return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:
         return _sweep(planned, argv)
+    if planned.sweeps and command == "train":
+        whole = f"rlhf sweep {' '.join(argv)}"
+        print(f"one run of a sweep over {', '.join(planned.sweeps)}; all of it: {whole}", flush=True)
     resume = getattr(planned.jobs[0], "resume", None)
     if resume not in (None, "auto"):
         argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
@@ -126,7 +144,10 @@ def sweep(argv: list[str]) -> int:
     places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
     if not places or places == ["auto"]:
         asks = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
-        return run("train", argv if asks.intersection(argv) else ["--multirun", *argv])
+        if asks.intersection(argv):
+            print(SWEEP_HELP if {"--help", "-h"}.intersection(argv) else "", end="")
+            return run("train", argv)
+        return run("train", ["--multirun", *argv])
     from rlhf_cli.commands.sweep import resume
 
     typed = [word for word in argv if not word.startswith("resume=")]
@@ -247,7 +268,8 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     words: list[str] = []
     rest: list[str] = []
     for before, word in zip(["", *argv], argv, strict=False):
-        is_word = "=" not in word and not word.startswith(("-", "~", "+")) and before not in takes_value
+        sets = "=" in word and not re.search(r"\s", word.partition("=")[0])  # "A = b?" is text, a=b sets a key
+        is_word = not sets and not word.startswith(("-", "~", "+")) and before not in takes_value
         (words if is_word else rest).append(word)
     if command == "compare" and words:
         named = zip(("checkpoint", "against"), words, strict=False)
@@ -265,8 +287,6 @@ def _quoted(text: str) -> str:
 
 def _hydra_message(error: Exception) -> str:
     """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
-    import re
-
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
@@ -310,6 +330,13 @@ def _processes() -> int:
 def _leads() -> bool:
     """Whether this is the process that speaks for all that torchrun started."""
     return _processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def _commands_to_complete(argv: list[str]) -> list[str] | None:
+    """The commands that begin as the line that is being completed; None where there is no such line, or it has one."""
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    asked = argv[:1] == ["-sc"] and any(word.startswith("query=") for word in argv)
+    return [command for command in COMMANDS if command.startswith(words[1])] if asked and len(words) == 2 else None
 
 
 def _completing(argv: list[str]) -> list[str]:

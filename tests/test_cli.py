@@ -5,12 +5,13 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_cli.cli import COMMANDS, dispatch
+from rlhf_cli.cli import COMMANDS, _positional, dispatch
 from rlhf_cli.config.compose import CONF, difference, flat, nested, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
@@ -110,6 +111,34 @@ before = faults(); keep_freed_memory(); faults(); faults(); print(before, faults
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < 100, f"{before} page faults before, {after} after"
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"), [("rlhf re", "reward-train report"), ("rlhf train algo=grp", "algo=grpo algo=grpo_iterative")]
+)
+def test_completion_knows_commands_and_options(
+    line: str, wanted: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMP_LINE", line)
+    with suppress(SystemExit):
+        assert dispatch(["-sc", "query=bash"]) == 0
+    assert " ".join(capsys.readouterr().out.split()) == wanted
+
+
+def test_a_text_with_an_equals_sign_is_no_override() -> None:
+    assert _positional("sample", ["A = b: what?", "steps=1"]) == ["steps=1", "prefixes=['A = b: what?']"]
+    assert _positional("sample", ["a=b"]) == ["a=b"]
+
+
+def test_a_sweeps_keys_are_known_and_a_missing_model_is_told_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["experiment=sweep_beta", "actor.path=/nowhere/model", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert dispatch(["train", *options]) == 2
+    assert "actor.path=/nowhere/model: no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert plan("train", options[:1], multirun=False, config_dir=None).sweeps == ("algo.beta", "seed")
+    assert plan("train", [], multirun=False, config_dir=None).sweeps == ()
 
 
 def test_help_imports_nothing_heavy() -> None:

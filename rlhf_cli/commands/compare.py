@@ -17,6 +17,7 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.evaluation.attribution import leave_one_word_out
+    from rlhf_cli.evaluation.compare import UNTRAINED
     from rlhf_cli.models.load import load_actor, load_tokenizer
     from rlhf_cli.training.checkpoint import find_checkpoint
     from rlhf_cli.training.folder import first_line
@@ -40,7 +41,7 @@ def run(cfg: DictConfig) -> float:
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
     shown = PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad)
-    names = (str(first or "the untrained actor"), str(second or "the untrained actor"))
+    names = (str(first or UNTRAINED), str(second or UNTRAINED))
     columns: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
     for actor in (lab.actor, load_actor(path, device=lab.compute.device)):
         lab.actor = actor
@@ -103,6 +104,7 @@ def painted(row: dict[str, Any]) -> list[tuple[str, str, bool]]:
 
 def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]]) -> str:
     """The same as a Markdown page: negative words bold, positive ones in italics, ° behind what earned score."""
+    from rlhf_cli.evaluation.compare import who, wins
     from rlhf_cli.tracking.text import markdown_text
 
     marks = {"positive": "_", "negative": "**", "": ""}
@@ -116,10 +118,11 @@ def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str
     lines = [f"A: {markdown_text(names[0])}  ", f"B: {markdown_text(names[1])}", "", "| A | B |", "|---|---|"]
     lines += [f"| {cell(one)} | {cell(other)} |" for one, other in zip(a, b, strict=True)]
     lines += ["", "**Negative** and _positive_ words by the VADER lexicon; ° : the score falls without it.", ""]
-    lines += ["| judge | mean A | mean B | B wins | 95 % |", "|---|---|---|---|---|"]
+    winner = who(names)
+    lines += [f"| judge | mean A | mean B | {winner} wins | 95 % interval |", "|---|---|---|---|---|"]
     for judge, r in rates.items():
-        interval = f"{r['low']:.2f} to {r['high']:.2f}"
-        lines.append(f"| {judge} | {r['mean_a']:.3f} | {r['mean_b']:.3f} | {r['rate']:.2f} | {interval} |")
+        rate, low, high = wins(r, winner)
+        lines.append(f"| {judge} | {r['mean_a']:.3f} | {r['mean_b']:.3f} | {rate:.2f} | {low:.2f} to {high:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -128,6 +131,7 @@ def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, di
     from rich.table import Table
     from rich.text import Text
 
+    from rlhf_cli.evaluation.compare import who, wins
     from rlhf_cli.tracking.text import printable
 
     styles = {"positive": "green", "negative": "bold red", "": ""}
@@ -147,9 +151,11 @@ def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, di
         table.add_row(cell(one), cell(other))
     console.print(Text(f"A: {names[0]}\nB: {names[1]}"))
     console.print(table)
-    summary = Table("judge", "mean A", "mean B", "B wins", "95 %", title="on the test prompts")
+    winner = who(names)
+    summary = Table("judge", "mean A", "mean B", f"{winner} wins", "95 % interval", title="on the test prompts")
     for judge, row in rates.items():
-        interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        summary.add_row(judge, f"{row['mean_a']:.3f}", f"{row['mean_b']:.3f}", f"{row['rate']:.2f}", interval)
+        rate, low, high = wins(row, winner)
+        means = (f"{row['mean_a']:.3f}", f"{row['mean_b']:.3f}")
+        summary.add_row(judge, *means, f"{rate:.2f}", f"{low:.2f} to {high:.2f}")
     console.print(summary)
     console.save_html(str(html))

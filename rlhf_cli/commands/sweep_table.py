@@ -12,6 +12,8 @@ from rlhf_cli.tracking.text import printable
 from rlhf_cli.training.status import alive, read_status, write_atomic
 
 TRAIN = ("val/score", "val/kl", "val/repetition", "val/response_length")
+JUDGED = ("val/gold_score", "hacking/index")
+"""Columns more, where any job has them."""
 REWARD_TRAIN = ("val/pairwise_accuracy", "val/pairwise_loss", "val/calibration_error")
 SEEDS = ("seed",)
 """What settings are averaged over."""
@@ -32,7 +34,8 @@ def make(folder: Path) -> dict[str, Any]:
     listed, objective = _jobs(folder)
     common = [o for o in listed[0] if all(o in job for job in listed.values())] if len(listed) > 1 else []
     latest = {number: results(folder / str(number)) for number in listed}
-    columns = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest.values()) else TRAIN
+    columns: tuple[str, ...] = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest.values()) else TRAIN
+    columns += tuple(name for name in JUDGED if any(name in metrics for metrics in latest.values()))
     if objective and objective not in columns and any(objective in metrics for metrics in latest.values()):
         columns = (objective, *columns)
     jobs = []
@@ -175,7 +178,7 @@ def _key(override: str) -> str:
 
 
 def short(metric: str) -> str:
-    return metric.removeprefix("val/").removeprefix("response_")
+    return metric.removeprefix("val/").removeprefix("response_").removesuffix("_score").replace("/index", "")
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -196,7 +199,7 @@ def _print(table: dict[str, Any]) -> None:
     caption = Text("all jobs: " + " ".join(table["common"])) if table["common"] else None
     shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption)
     for column in ("job", "overrides", "state"):
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column == "state")
     for column in (*map(short, table["metrics"]), "seconds"):
         shown.add_column(column, justify="right")
     for row in table["jobs"]:

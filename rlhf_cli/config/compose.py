@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
+from rlhf_cli.config.folders import check_models
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.config.schema import (
     CompareConfig,
@@ -54,6 +55,8 @@ class Plan:
     """The class that runs them."""
     scale: str
     """As it was typed: auto, mini or full."""
+    sweeps: tuple[str, ...] = ()
+    """Keys for which the config itself lists values to sweep over."""
 
 
 def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
@@ -87,9 +90,12 @@ def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
     with _composer(command) as composed:
         configs = [composed([*engine, *job]) for job in jobs]
     first = configs[0]
+    settled = [settle(command, config, job) for config, job in zip(configs, jobs, strict=True)]
+    for config in settled:
+        check_models(config)
     return Plan(
         command=command,
-        jobs=[settle(command, config, job) for config, job in zip(configs, jobs, strict=True)],
+        jobs=settled,
         overrides=jobs,
         engine=engine,
         run_dir=_expand(first, "hydra.run.dir"),
@@ -97,6 +103,7 @@ def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
         sweeper=_expand(first, "hydra.sweeper._target_"),
         launcher=_expand(first, "hydra.launcher._target_"),
         scale=_expand(first, "hydra.runtime.choices.scale"),
+        sweeps=tuple((first.hydra.sweeper.get("params") or {}).keys()),
     )
 
 

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rlhf_cli.config.errors import UserError
 
@@ -18,3 +19,13 @@ def check_writable(folder: str, key: str) -> None:
             (Path(inside) / "x").write_text("x")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {key}=") from None
+
+
+def check_models(config: Any) -> None:
+    """Raises UserError where a key names a model folder that is not there; a hub id is looked up when it is loaded."""
+    for group in ("actor", "critic", "reward", "gold"):
+        path = getattr(getattr(config, group, None), "path", None)
+        if not path or Path(path).expanduser().is_dir():
+            continue
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise UserError(f"{group}.path={path}: no such folder (give a local model folder or a hub id)")

@@ -28,3 +28,18 @@ def moods(text: str, lexicon: dict[str, float]) -> list[tuple[str, str]]:
         valence = lexicon.get(piece.lower(), 0.0)
         pieces.append((piece, "positive" if valence > 0 else "negative" if valence < 0 else ""))
     return pieces
+
+
+UNTRAINED = "the untrained actor"
+
+
+def who(names: tuple[str, str]) -> str:
+    """Whose wins are shown: those of B, or of A where B is what it started from."""
+    return "A" if names[1] == UNTRAINED and names[0] != UNTRAINED else "B"
+
+
+def wins(rate: dict[str, float], winner: str) -> tuple[float, float, float]:
+    """(share, low, high) of the winner's wins, from those of B."""
+    if winner == "B":
+        return rate["rate"], rate["low"], rate["high"]
+    return 1 - rate["rate"], 1 - rate["high"], 1 - rate["low"]

@@ -5,7 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
-from rlhf_cli.evaluation.compare import moods
+from rlhf_cli.evaluation.compare import UNTRAINED, moods, who, wins
 from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
@@ -346,17 +346,20 @@ def probe_section(content: dict[str, Any]) -> Section:
 
 def compare_section(content: dict[str, Any]) -> Section:
     """Two policies side by side."""
-    rates = content["win_rate"]
-    told = "; ".join(
-        f"under {judge}, B wins {100 * r['rate']:.0f} % (95 %: {100 * r['low']:.0f} to {100 * r['high']:.0f})"
-        for judge, r in rates.items()
-    )
+    names = (content["a"], content["b"])
+    winner, trained = who(names), names[1] == UNTRAINED
+    said = []
+    for judge, found in content["win_rate"].items():
+        rate, low, high = (100 * share for share in wins(found, winner))
+        name = "the trained policy" if trained else winner
+        said.append(f"under the {judge} judge, {name} wins {rate:.0f} % (95 % interval {low:.0f} to {high:.0f})")
+    told = "; ".join(said)
     rows: list[Row] = []
     for a, b in zip(*content["typed"], strict=True):
         sides: Row = [cell for side in (a, b) for cell in (painted(side["response"]), f"{side['score']:.2f}")]
         rows.append([printable(a["prefix"]), *sides])
     return Section(
-        "Before and after",
+        "Before and after" if trained else "Two policies",
         f"A: {printable(content['a'])}. B: {printable(content['b'])}. Which is better?",
         told[:1].upper() + told[1:] + ".",
         tables=[Table("The same prompts, the same random numbers", ["prompt", "A", "score", "B", "score"], rows)],

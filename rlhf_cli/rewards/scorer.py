@@ -1,6 +1,8 @@
 """From responses to rewards: the score of a reward model minus penalties, each part by itself."""
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,10 +128,13 @@ def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> 
 def python_score(dotted: str) -> Score:
     """`module:function` with function(prompts, responses) -> list of floats."""
     module_name, _, name = dotted.partition(":")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # an installed command does not look in the current folder by itself
     try:
         function = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"reward.fn={dotted}: {error} (allowed: module:function, importable from here)") from error
+        allowed = "module:function, of this folder or installed"
+        raise UserError(f"reward.fn={dotted}: {error} (allowed: {allowed})") from error
 
     def score(texts: Texts) -> Tensor:
         values = [float(v) for v in function(texts.prompts, texts.responses)]

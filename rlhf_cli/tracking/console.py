@@ -61,7 +61,9 @@ class ConsoleTracker:
             self._write(step, bool(train_text(metrics)), validated)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
-        self._sample = sample_text(rows[0]) if rows else ""
+        """One of a positive prefix, if there is any: the furthest from what is wanted."""
+        likely = [row for row in rows if row["class"] == "positive"] or rows
+        self._sample = sample_text(likely[0]) if rows else ""
 
     def message(self, text: str) -> None:
         self._print(printable(text))
@@ -124,9 +126,9 @@ def validation_text(step: int, metrics: Mapping[str, float]) -> str:
     text = f"validation at {step}: score {metrics['val/score']:.2f}"
     if "val/gold_score" in metrics:
         text += f" gold {metrics['val/gold_score']:.2f}"
+    text += f" hacking {metrics['hacking/index']:.2f}" if "hacking/index" in metrics else ""
     text += f" ({' '.join(classes)})" if classes else ""
-    text += f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else ""
-    return text + (f" hacking {metrics['hacking/index']:.2f}" if "hacking/index" in metrics else "")
+    return text + (f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else "")
 
 
 def sample_text(row: Mapping[str, Any]) -> str:

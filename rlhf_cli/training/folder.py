@@ -3,10 +3,11 @@
 import json
 import os
 import platform
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,18 @@ def machine() -> dict[str, str]:
     versions = {name: version(name) for name in ("rlhf", "torch", "transformers")}
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     system = f"{platform.system()} {platform.machine()}"
-    return {"python": platform.python_version(), **versions, "system": system, "cores": str(os.cpu_count()), **gpu}
+    about = {"python": platform.python_version(), **versions, "system": system, "cores": str(os.cpu_count()), **gpu}
+    return about | ({"commit": commit} if (commit := _commit()) else {})
+
+
+def _commit() -> str:
+    """Of this project's checkout, with a + behind it where files differ from it; empty where there is none."""
+    home = Path(__file__).parents[2]
+    git = ["git", "-C", str(home), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    with suppress(OSError, subprocess.SubprocessError):
+        if (home / ".git").exists():
+            return subprocess.run(git, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return ""
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
+from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import distributed
 from rlhf_cli.training.checkpoint import step_of
 from rlhf_cli.training.folder import begun
@@ -38,7 +39,25 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         finally:
             session.trackers.finish(outcome)
         notify(f"done: {folder}")
+        notify(account_of(folder, config.stop.hacking_index))
+        if group is None:
+            notify(f"next: rlhf report {folder} · rlhf compare {folder} · rlhf sample checkpoint={folder}")
         return metrics
+
+
+def account_of(folder: Path, threshold: float) -> str:
+    """What a run made of the untrained policy, in a line."""
+    judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "val/score" in row]
+    if not judged:
+        return "no validation gave a score"
+    (first, last), told = (judged[0], judged[-1]), []
+    names = {"val/score": "score", "val/gold_score": "gold", "val/kl": "KL", "val/response_length": "length"}
+    for key, name in names.items():
+        if isinstance(first.get(key), float) and isinstance(last.get(key), float):
+            told.append(f"{name} {first[key]:.2f} → {last[key]:.2f}")
+    if isinstance(last.get("hacking/index"), float):
+        told.append(f"hacking index {last['hacking/index']:.2f} (flagged from {threshold:g}, twice in a row)")
+    return f"steps {first['step']} → {last['step']}: {' · '.join(told)}"
 
 
 def run(session: Session, stop: StopRequest) -> dict[str, float]:
