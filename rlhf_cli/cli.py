@@ -45,7 +45,10 @@ or an experiment that lists them, makes a job of each combination. Keys and grou
 def main() -> NoReturn:
     """Entry point. Exit codes: 0 done, 1 the run failed, 2 bad config or arguments, 129/130/143 interrupted."""
     outlive_readers()
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        sys.exit(dispatch(sys.argv[1:]))
+    except KeyboardInterrupt:  # before there was anything to lose
+        sys.exit(130)
 
 
 def dispatch(argv: list[str]) -> int:
@@ -96,7 +99,10 @@ def run(command: str, argv: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
-    argv = _positional(command, argv)
+    try:
+        argv = _positional(command, argv)
+    except UserError as error:
+        return _refuse(str(error))
     parser = get_args_parser()
     parser.error = _usage  # type: ignore[assignment]
     from rlhf_cli.config.compose import plan
@@ -115,7 +121,10 @@ def run(command: str, argv: list[str]) -> int:
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_hydra_message(error))
+        return _refuse(_hydra_message(error, command))
+    except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError) as error:
+        # Hydra's own stumbling over what was typed: algo=null, seed=range(5,1), a config folder's broken YAML
+        return _refuse(f"this cannot be composed: {' '.join(argv)}\n  {type(error).__name__}: {error}")
     if _processes() > 1 and (command != "train" or args.multirun):
         return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:
@@ -196,7 +205,7 @@ def _run(command: str, argv: list[str]) -> int:
     except Exception as error:
         from rlhf_cli.training.status import reported
 
-        if isinstance(error, RunFailed) and not reported(error):
+        if isinstance(error, RunFailed | OSError) and not reported(error):
             from rlhf_cli.tracking.text import harmless
 
             print(f"rlhf: {harmless(str(error))}", file=sys.stderr)
@@ -271,6 +280,8 @@ def _positional(command: str, argv: list[str]) -> list[str]:
         sets = "=" in word and not re.search(r"\s", word.partition("=")[0])  # "A = b?" is text, a=b sets a key
         is_word = not sets and not word.startswith(("-", "~", "+")) and before not in takes_value
         (words if is_word else rest).append(word)
+    if command == "compare" and len(words) > 2:
+        raise UserError(f"rlhf compare takes two runs, or one and the untrained actor; these are {len(words)}")
     if command == "compare" and words:
         named = zip(("checkpoint", "against"), words, strict=False)
         return [*rest, *(f"{key}={_quoted(word)}" for key, word in named)]
@@ -285,20 +296,28 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _hydra_message(error: Exception) -> str:
+def _hydra_message(error: Exception, command: str = "") -> str:
     """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
     text = str(error)
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         from rlhf_cli.config.faults import unknown_key
-        from rlhf_cli.config.schema import CompareConfig, Config, EvalConfig, ProbeConfig, RewardTrainConfig
+        from rlhf_cli.config.schema import (
+            CompareConfig,
+            EvalConfig,
+            ProbeConfig,
+            ReportConfig,
+            RewardTrainConfig,
+            Section,
+        )
 
-        own: dict[str, type[Config]] = {
+        own: dict[str, type[Section]] = {
             "reward_train": RewardTrainConfig,
             "probe": ProbeConfig,
             "against": CompareConfig,
         }
-        return unknown_key(match[1], own.get(match[1].partition(".")[0], EvalConfig))
+        schema = ReportConfig if command == "report" else own.get(match[1].partition(".")[0], EvalConfig)
+        return unknown_key(match[1], schema)
     match = re.search(
         r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[\w/]+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
     )
@@ -311,6 +330,13 @@ def _hydra_message(error: Exception) -> str:
         if group == "hydra/sweeper" and wrong == "optuna":
             hint = " It is an extra: pip install 'rlhf[optuna]'."
         return f"{group}={wrong}: there is no such option.{hint} Allowed: {', '.join(options)}"
+    if type(error).__name__ == "OverrideParseException":
+        typed = str(getattr(error, "override", "") or text.partition("\n")[0])
+        key, equals, value = typed.partition("=")
+        if not equals:
+            return f"{typed}: a key and a value are wanted, as in steps=10"
+        mended = f"{key}={_quoted(value)}"
+        return f'{typed}: this value must stand in quotes of its own, within those of the shell: "{mended}"'
     return text.strip() or str(error.__cause__ or type(error).__name__)
 
 

@@ -1,5 +1,5 @@
-"""A reader that goes away (`rlhf train | head`, a terminal that is closed) does not end the work: what is printed from
-then on goes nowhere. The run's own files have it all."""
+"""A reader that goes away (`rlhf train | head`, a terminal that is closed, a log on a full disk) does not end the work:
+what is printed from then on goes nowhere. The run's own files have it all."""
 
 import errno
 import io
@@ -14,7 +14,7 @@ class _Outliving(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.EIO):
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.ENOSPC):
                 raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
@@ -30,4 +30,5 @@ def outlive_readers() -> None:
             stream.flush()
             out = io.BufferedWriter(_Outliving(stream.fileno(), "w", closefd=False))
             lines = stream.line_buffering
-            setattr(sys, name, io.TextIOWrapper(out, stream.encoding, stream.errors, line_buffering=lines))
+            # a terminal that knows no "·" gets a "?"
+            setattr(sys, name, io.TextIOWrapper(out, stream.encoding, "replace", line_buffering=lines))

@@ -15,17 +15,20 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
+    from rlhf_cli.config.folders import check_writable
     from rlhf_cli.report.page import sections_of, write
     from rlhf_cli.report.runs import find, left_out
+    from rlhf_cli.training.status import alive
 
     hydra = HydraConfig.get()
     config = settle("report", cfg, list(hydra.overrides.task))
     if not config.runs:
         raise UserError("runs=[]: give the folders of runs or sweeps: rlhf report outputs/2026-01-31/12-00-00_sweep")
     out = Path(config.out or hydra.runtime.output_dir).expanduser()
+    check_writable(str(out), "out")
     while True:
         runs, probes, compares = find(config.runs)
-        going_on = config.live and any(run.state == "running" for run in runs)
+        going_on = config.live and any(alive(run.status) for run in runs)
         sections = sections_of(runs, probes, compares)
         refresh = LIVE_SECONDS if going_on else 0
         missing = left_out(config.runs, runs)

@@ -107,9 +107,20 @@ def start(plan: Plan, typed: list[str]) -> int:
             return resume(str(folder), plan.engine)
         raise UserError(f"{folder} already holds a sweep: rlhf sweep resume={folder}, or another hydra.sweep.dir=")
     _needs(plan)
+    _no_twins(plan)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / RECORD, json.dumps(record(plan, typed), indent=1) + "\n")
     return run(plan, folder)
+
+
+def _no_twins(plan: Plan) -> None:
+    """Raise UserError where two jobs are one: counted as two seeds, it would scatter by nothing."""
+    seen: dict[str, int] = {}
+    for number, job in enumerate(plan.jobs):
+        first = seen.setdefault(config_hash(flat(job.model_dump(by_alias=True))), number)
+        if first != number:
+            twins = " ".join(plan.overrides[number])
+            raise UserError(f"job {number} of the sweep is job {first} once more ({twins}): a value stands there twice")
 
 
 def record(plan: Plan, typed: list[str]) -> dict[str, Any]:

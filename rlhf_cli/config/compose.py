@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,10 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    if config_dir and not Path(config_dir).is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder")
     engine = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    _check_experiments(overrides, [CONF, *([Path(config_dir)] if config_dir else [])])
     if not multirun:
         return plan_jobs(command, [overrides], engine)
     parser = OverridesParser.create()
@@ -83,6 +87,19 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
     split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)
     return plan_jobs(command, [list(job) for batch in split for job in batch], engine)
+
+
+def _check_experiments(overrides: list[str], places: list[Path]) -> None:
+    """Hydra takes an optional group's option that does not exist for none; we do not."""
+    typed = [o.partition("=")[2] for o in overrides if o.startswith("experiment=")]
+    if not typed or any("hydra.searchpath" in o for o in overrides):
+        return
+    known = sorted({file.stem for place in places for file in (place / "experiment").glob("*.yaml")})
+    for name in typed[-1].split(","):
+        if name.strip("'\" ") not in (*known, "null"):
+            near = get_close_matches(name, known, n=1)
+            hint = f" Did you mean experiment={near[0]}?" if near else ""
+            raise UserError(f"experiment={name}: there is no such option.{hint} Allowed: {', '.join(known)}")
 
 
 def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
@@ -142,6 +159,7 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
         folder = run_folder(values["checkpoint"])
         saved = saved_config(folder)
         saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
+        saved.pop("resume", None)
         if not values["trust_config"]:
             _refuse_code(folder, saved, overrides)
         return validate(_onto(saved, values, overrides), schema)
@@ -198,9 +216,10 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 
 def _onto(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """The saved config with the typed keys, and the keys that the saved one lacks, on top."""
-    merged = flat(saved)
+    """The saved config with the typed keys, and the keys that the saved one lacks, on top. An option that is typed
+    (reward=vader) is that whole group: nothing of the saved one's stays."""
     typed = _typed(overrides)
+    merged = {key: value for key, value in flat(saved).items() if key.partition(".")[0] not in typed}
     for key, value in flat(values).items():
         if key not in merged or _covered(key, typed):
             merged[key] = value

@@ -22,6 +22,8 @@ def _fault(item: Any, schema: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         return unknown_key(key, schema)
+    if item["type"] == "missing":
+        return f"{key} is missing: leave it in"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message

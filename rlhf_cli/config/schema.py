@@ -81,6 +81,16 @@ class Reward(Gold):
     combine: Literal["sum", "mean", "min"] = "sum"
     sources: dict[str, Source] = {}
 
+    @model_validator(mode="after")
+    def _python_and_a_function(self) -> Self:
+        if self.name == "python" and not self.fn:
+            raise ValueError("reward=python needs a function: reward.fn=my_module:my_function")
+        if self.fn and self.name in ("roberta_base", "roberta_large", "vader", "learned"):
+            raise ValueError(
+                f"reward.fn={self.fn} is for reward=python, not for reward={self.name}: type reward=python"
+            )
+        return self
+
     @property
     def all_sources(self) -> dict[str, Gold]:
         """The judges by name: the sources, or the reward itself."""
@@ -297,7 +307,7 @@ class Config(Section):
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "bf16"]
     scale: Literal["mini", "full"]
-    cache_dir: str
+    cache_dir: str = Field(min_length=1)
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
     kl_budget: float | None = Field(gt=0)

@@ -59,11 +59,19 @@ def load(folder: Path) -> Run:
             config=flat(saved_config(folder)),
             status=_object(folder / "status.json"),
             environment=_object(folder / "environment.json"),
-            metrics=read_jsonl(folder / "metrics.jsonl"),
-            samples=read_jsonl(folder / "samples.jsonl"),
+            metrics=_rows(folder / "metrics.jsonl"),
+            samples=_rows(folder / "samples.jsonl"),
         )
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_jsonl(path)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(f"{path}, line {number}: no object with a whole number as its step")
+    return rows
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.rewards.penalty import ngram_penalty
 from rlhf_cli.rl.finite import check_finite
 
@@ -132,14 +132,26 @@ def python_score(dotted: str) -> Score:
         sys.path.append(here)  # an installed command does not look in the current folder by itself
     try:
         function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        if not callable(function):
+            raise TypeError(f"{name} is no function")
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError, SystemExit) as error:
         allowed = "module:function, of this folder or installed"
         raise UserError(f"reward.fn={dotted}: {error} (allowed: {allowed})") from error
 
     def score(texts: Texts) -> Tensor:
-        values = [float(v) for v in function(texts.prompts, texts.responses)]
+        try:
+            given = function([*texts.prompts], [*texts.responses])
+        except SystemExit as error:
+            raise RunFailed(
+                f"reward.fn={dotted} called sys.exit({error.code}); to stop a run, raise an error"
+            ) from error
+        try:
+            values = [float(v) for v in given]
+        except (TypeError, ValueError) as error:
+            shown = repr(given)[:80]
+            raise RunFailed(f"reward.fn={dotted} must give one number a response; it gave {shown} ({error})") from error
         if len(values) != len(texts.responses):
-            raise ValueError(f"{dotted} gave {len(values)} scores for {len(texts.responses)} responses")
+            raise RunFailed(f"reward.fn={dotted} gave {len(values)} scores for {len(texts.responses)} responses")
         return torch.tensor(values)
 
     return score

@@ -75,7 +75,7 @@ def _write(
 
 def prune(run: Path, *, keep_last: int | None, keep_every: int, best: int | None) -> None:
     """Delete all checkpoints but the last so many (None: all are kept), those of every so many steps, and the best."""
-    folders = sorted((run / "checkpoints").glob("step_*"))
+    folders = all_of(run)
     for folder in folders[:-keep_last] if keep_last else []:
         step = step_of(folder)
         if step == best or (keep_every and step % keep_every == 0):
@@ -132,9 +132,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
+def all_of(run: Path) -> list[Path]:
+    """A run's checkpoints, oldest first, whole or not; other folders that lie there (a copy, say) are none."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if p.name.removeprefix("step_").isdigit())
+
+
 def newest(run: Path, notify: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint of a run; torn ones are passed over with a message."""
-    for folder in sorted((run / "checkpoints").glob("step_*"), reverse=True):
+    for folder in reversed(all_of(run)):
         if is_whole(folder):
             return folder
         notify(f"{folder.name} is torn or incomplete: the checkpoint before it is used")
@@ -142,8 +147,9 @@ def newest(run: Path, notify: Callable[[str], None]) -> Path | None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """120 for checkpoints/step_000120"""
-    return int(checkpoint.name.removeprefix("step_"))
+    """120 for checkpoints/step_000120; 0 for a folder that was named otherwise since."""
+    number = checkpoint.name.removeprefix("step_")
+    return int(number) if number.isdigit() else 0
 
 
 def find_checkpoint(place: str, notify: Callable[[str], None]) -> Path:

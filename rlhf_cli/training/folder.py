@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,9 @@ import yaml
 
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
+from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import harmless
-from rlhf_cli.training.checkpoint import disk_full, newest, step_of
+from rlhf_cli.training.checkpoint import all_of, disk_full, newest, step_of
 from rlhf_cli.training.lock import only_process
 from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 
@@ -99,7 +100,8 @@ def _claim(config: Config, folder: Path) -> Path | None:
     """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
     from rlhf_cli.config.compose import difference, saved_config
 
-    never_began = read_status(folder).get("state") == "failed" and not (folder / "metrics.jsonl").exists()
+    empty = not (folder / "metrics.jsonl").exists() and not all_of(folder)
+    never_began = read_status(folder).get("state") == "failed" and empty
     holds_run = (folder / "config.yaml").exists() and not never_began
     if config.resume is None:
         if holds_run:
@@ -115,6 +117,18 @@ def _claim(config: Config, folder: Path) -> Path | None:
     if found is None and holds_run:
         print(f"{folder} has no whole checkpoint: it starts anew")
     return found
+
+
+def check_record(folder: Path, step: int, notify: Callable[[str], None]) -> None:
+    """Raise UserError where a run's record cannot be read; say what it lacks of the steps up to the checkpoint's."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        try:
+            rows = read_jsonl(folder / name)
+            last = max((int(row["step"]) for row in rows), default=-1)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder / name} is damaged: {error}. Mend or remove it, then resume again") from None
+        if last < 0 or (name == "metrics.jsonl" and last < step):
+            notify(f"{name} has lost steps up to {step}: the record has a gap there")
 
 
 def first_line(config: Config) -> str:

@@ -17,6 +17,8 @@ class HackingWatch:
 
     threshold: float
     start: Judged | None = None
+    lost: bool = False
+    """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
     indices: list[tuple[int, float]] = field(default_factory=list)
     """(step, index) of every validation after the first."""
 
@@ -27,7 +29,8 @@ class HackingWatch:
         judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "hacking/shared_phrases" in row]
         if judged:
             first = judged[0]["step"]
-            watch.start = as_judged(judged[0], [r for r in read_jsonl(folder / "samples.jsonl") if r["step"] == first])
+            rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == first]
+            watch.start, watch.lost = as_judged(judged[0], rows), not rows
             watch.indices = [(row["step"], row["hacking/index"]) for row in judged if "hacking/index" in row]
         return watch
 
@@ -43,6 +46,8 @@ class HackingWatch:
 
     def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
         """`hacking/index` and the signs behind it; {} for the validation that the rest are compared with."""
+        if self.lost:
+            return {}
         now = as_judged(metrics, rows)
         if self.start is None:
             self.start = now

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.compose import difference
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.tracking.compose import Trackers, make_trackers
 from rlhf_cli.training import distributed
 from rlhf_cli.training.best import Best
 from rlhf_cli.training.checkpoint import check_room, load_trainer, newest, prune, save_checkpoint
-from rlhf_cli.training.folder import first_line
+from rlhf_cli.training.folder import check_record, first_line
 from rlhf_cli.training.guards import Guards
 from rlhf_cli.training.hacking import HackingWatch, account
 from rlhf_cli.training.nonfinite import finite_judge, finite_step
@@ -96,6 +97,8 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     if checkpoint:
         trainer, saved = load_trainer(checkpoint)
     start = int(saved["step"])
+    if checkpoint:
+        distributed.first(lambda: check_record(folder, start, notify))
     lab = distributed.first_then_the_rest(lambda: _lab(config, checkpoint))
     if checkpoint and lab.continual:
         lab.continual.restore(checkpoint)
@@ -103,7 +106,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         for model in (lab.actor, lab.critic, lab.reference):
             distributed.shard(model, lab.compute.device)
     state = make_state(config, lab)
-    origin = {"environment": environment(lab), "prompts": fingerprint(lab)}
+    origin = {"environment": environment(lab), "prompts": fingerprint(lab), "config": config.model_dump(by_alias=True)}
     if trainer is not None:
         _same_origin(saved, origin, notify)
         state.restore(trainer)
@@ -180,7 +183,11 @@ def fingerprint(lab: Lab) -> str:
 
 
 def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[str], None]) -> None:
-    """Refuse a checkpoint of other prompts; say where another environment may change the last digits."""
+    """Refuse a checkpoint of other prompts or of another config; say where another environment may change the last
+    digits."""
+    if changed := difference(saved.get("config", now["config"]), now["config"]):
+        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+        raise UserError(f"config.yaml is no longer that of the checkpoint:\n{listed}\nPut it back, or start a new run")
     if saved.get("prompts", now["prompts"]) != now["prompts"]:
         raise UserError(
             "the prompts are no longer those of the checkpoint: data.source, the labeler or the tokenizer changed on "
