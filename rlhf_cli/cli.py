@@ -97,6 +97,7 @@ def run(command: str, argv: list[str]) -> int:
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     try:
@@ -122,7 +123,7 @@ def run(command: str, argv: list[str]) -> int:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _refuse(_hydra_message(error, command))
-    except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError, YAMLError) as error:
         # Hydra's own stumbling over what was typed: algo=null, seed=range(5,1), a config folder's broken YAML
         return _refuse(f"this cannot be composed: {' '.join(argv)}\n  {type(error).__name__}: {error}")
     if _processes() > 1 and (command != "train" or args.multirun):
@@ -285,6 +286,8 @@ def _positional(command: str, argv: list[str]) -> list[str]:
     if command == "compare" and words:
         named = zip(("checkpoint", "against"), words, strict=False)
         return [*rest, *(f"{key}={_quoted(word)}" for key, word in named)]
+    if command == "eval" and len(words) == 1:
+        return [*rest, f"checkpoint={_quoted(words[0])}"]
     key = {"sample": "prefixes", "probe": "probe.texts", "report": "runs"}.get(command)
     if key and words:
         return [*rest, f"{key}=[" + ",".join(_quoted(word) for word in words) + "]"]

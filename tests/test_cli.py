@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.cli import COMMANDS, _positional, dispatch
-from rlhf_cli.config.compose import CONF, difference, flat, nested, plan
+from rlhf_cli.config.compose import CONF, _onto, difference, flat, nested, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
 from rlhf_cli.config.schema import EvalConfig
@@ -215,3 +215,40 @@ def test_the_help_of_a_command_explains_every_key(command: str, capsys: pytest.C
     assert bare == []
     assert not groups or re.search(r"beta: 0.04 +weight of the KL, as in the paper\n", shown)
     assert f"\nrlhf {command}" in shown.partition("== Examples")[2]
+
+
+def test_a_typed_option_replaces_what_was_saved_of_its_group() -> None:
+    saved = {"seed": 3, "reward": {"name": "mix", "every_tokens": 8, "target": "positive"}, "algo": {"beta": 0.5}}
+    values = {"seed": 0, "reward": {"name": "vader", "target": "negative"}, "algo": {"beta": 0.03, "gamma": 1.0}}
+    whole = _onto(saved, values, ["reward=vader"])
+    assert whole == {"seed": 3, "reward": {"name": "vader", "target": "negative"}, "algo": {"beta": 0.5, "gamma": 1.0}}
+    leaf = _onto(saved, values, ["reward.target=negative"])
+    assert leaf["reward"] == {"name": "mix", "every_tokens": 8, "target": "negative"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["train", "experiment=smoek"], "Did you mean experiment=smoke?"),
+        (["sweep", "experiment=smoke,nope"], "experiment=nope: there is no such option"),
+        (["sweep", "seed=0,0"], "job 1 of the sweep is job 0 once more"),
+        (["train", "seed=99999999999999999999"], "seed=99999999999999999999"),
+        (["train", "algo=null"], "this cannot be composed"),
+        (["train", "hydra.run.dir=~/x"], "\"hydra.run.dir='~/x'\""),
+        (["train", "--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
+        (["train", "~steps"], "steps is missing"),
+        (["train", "reward.fn=a:b"], "reward.fn=a:b is for reward=python"),
+        (["compare", "a", "b", "c"], "takes two runs"),
+        (["train", "data.source=/dev/null"], "data.source=/dev/null"),
+    ],
+)
+def test_what_an_attack_found_is_one_message(
+    argv: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = "hydra.sweep.dir" if argv[0] == "sweep" else "hydra.run.dir"
+    where = [] if "run.dir" in argv[-1] or argv[0] == "compare" else [f"{place}={tmp_path / 'out'}"]
+    mini = [] if argv[0] == "compare" else ["scale=mini", "tracking=none"]
+    assert dispatch([*argv, *mini, *where]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told

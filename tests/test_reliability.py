@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,31 @@ def test_retention_keeps_the_last_every_so_many_and_the_best(tmp_path: Path) -> 
     assert train(tmp_path / "cut", *keep[1:], *best, "steps=3") == 0
     assert dispatch(["train", f"resume={tmp_path / 'cut'}", "steps=6"]) == 0
     assert steps_kept(tmp_path / "cut") == steps_kept(tmp_path / "whole")
+
+
+def test_a_resume_says_what_is_no_longer_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A copy beside the checkpoints, a lost and a damaged record, a config that somebody edited."""
+    first = tmp_path / "first"
+    assert train(first, "steps=2") == 0
+    runs = {name: tmp_path / name for name in ("copied", "lost", "damaged", "edited")}
+    for run in runs.values():
+        shutil.copytree(first, run)
+    shutil.copytree(runs["copied"] / "checkpoints" / "step_000002", runs["copied"] / "checkpoints" / "step_000002_old")
+    (runs["lost"] / "samples.jsonl").unlink()
+    (runs["damaged"] / "metrics.jsonl").write_text("this is none\n{}\n")
+    config = runs["edited"] / "config.yaml"
+    config.write_text(config.read_text().replace("max_grad_norm: 1.0", "max_grad_norm: 0.5"))
+    capsys.readouterr()
+    for name, code, said in (
+        ("copied", 0, "resumed at step 2 of 3"),
+        ("lost", 0, "samples.jsonl has lost steps up to 2"),
+        ("damaged", 2, "metrics.jsonl is damaged"),
+        ("edited", 2, "optim.max_grad_norm: 1.0 -> 0.5"),
+    ):
+        assert dispatch(["train", f"resume={runs[name]}", "steps=3"]) == code
+        assert said in "".join(capsys.readouterr())
+    assert "hacking/index" not in numbers(runs["lost"])[-1]  # nothing is left to compare with
+    assert "hacking/index" in numbers(runs["copied"])[-1]
 
 
 def test_a_best_metric_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """Reward sources and what is made of them; the judge against a real server that also misbehaves."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +15,12 @@ import torch
 from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.rewards.classifier import batches
 from rlhf_cli.rewards.judge import LONGEST_WAIT, Judge, JudgeError, parse, retry_after
 from rlhf_cli.rewards.process import increments
 from rlhf_cli.rewards.rule import form
-from rlhf_cli.rewards.scorer import Scorer, Texts
+from rlhf_cli.rewards.scorer import Scorer, Texts, python_score
 from rlhf_cli.rl.advantages import reward_to_go, token_rewards
 from rlhf_cli.tracking.jsonl import read_jsonl
 
@@ -290,3 +291,25 @@ def test_a_process_reward_needs_a_reader_of_tokens(capsys: pytest.CaptureFixture
 )
 def test_texts_of_like_length_share_a_batch(lengths: list[int], size: int, expected: list[list[int]]) -> None:
     assert batches(lengths, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("import sys; sys.exit(0)", "called sys.exit(0)"),
+        ("return None", "must give one number a response; it gave None"),
+        ("return ['a', 'b']", "could not convert string to float"),
+        ("return [1.0]", "gave 1 scores for 2 responses"),
+    ],
+)
+def test_a_function_that_gives_no_scores_is_told_so(
+    body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"scores_{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def fn(prompts, responses):\n    {body}\nnumber = 3\n")
+    monkeypatch.chdir(tmp_path)  # where a module of the user's own is found
+    texts = Texts(["p"] * 2, ["q"] * 2, ["r"] * 2, [[]] * 2)
+    with pytest.raises(RunFailed, match=re.escape(said)):
+        python_score(f"{name}:fn")(texts)
+    with pytest.raises(UserError, match="is no function"):
+        python_score(f"{name}:number")

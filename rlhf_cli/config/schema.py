@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Count = Field(ge=1)
 CountOrZero = Field(ge=0)
+Seed = Field(ge=0, lt=2**32)
 
 
 class Section(BaseModel):
@@ -108,7 +109,7 @@ class Data(Section):
     train: int = Field(ge=3, multiple_of=3)
     test: int = Field(ge=3, multiple_of=3)
     labeler: str
-    seed: int = CountOrZero
+    seed: int = Seed
 
     @field_validator("labeler")
     @classmethod
@@ -302,7 +303,7 @@ class Tracking(Section):
 class Config(Section):
     """What `rlhf train` runs on; the other commands add a few keys of their own."""
 
-    seed: int = CountOrZero
+    seed: int = Seed
     steps: int = CountOrZero
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "bf16"]

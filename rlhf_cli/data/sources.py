@@ -60,6 +60,8 @@ def identity(source: str) -> str:
         return json.dumps([VERSION, source, GENERATED_COUNT, hashlib.sha256(code).hexdigest()])
     if source == "imdb" or not path.exists():
         return json.dumps([VERSION, source])
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"data.source={source} is neither a file nor a folder")
     files = [path] if path.is_file() else _read_in(path)
     return json.dumps([VERSION, *([str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns] for p in files)])
 
