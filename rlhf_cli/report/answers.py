@@ -67,7 +67,7 @@ def paired(sides: list[tuple[Arm, Arm]], metric: str, ends: str) -> str:
     middle = mean(changes)
     start = f"{ends} the {label(metric)} changes by {middle:+.2f}"
     if len(changes) < 2:
-        return f"{start} (one pair: not sure)"
+        return f"{start} (one pair: not conclusive)"
     error = stdev(changes) / math.sqrt(len(changes))
     doubt = "" if abs(middle) > 2 * error else ", within what the settings of the others scatter"
     return f"{start} ± {error:.2f}{doubt}"
@@ -82,7 +82,7 @@ def _caveat(a: Arm, b: Arm, metric: str) -> str:
     """Empty where the difference is clear."""
     x, y = a.values(metric), b.values(metric)
     if len(x) < 2 or len(y) < 2:
-        return ", one seed each: not sure" if len(x) == len(y) == 1 else ", too few seeds to be sure"
+        return ", one seed each: not conclusive" if len(x) == len(y) == 1 else ", too few seeds to be sure"
     error = math.sqrt((a.spread(metric) or 0.0) ** 2 / len(x) + (b.spread(metric) or 0.0) ** 2 / len(y))
     difference = abs(sum(x) / len(x) - sum(y) / len(y))
     return "" if difference > 2 * error else ", within what the seeds scatter"

@@ -39,6 +39,10 @@ class Chart:
     ticks: list[str] | None = None
     """Names for x = 0, 1, 2 … where x is no number."""
     legend: bool = True
+    within: tuple[float, float] | None = None
+    """What the y axis shows at least, so that slopes of different charts compare and noise does not fill one."""
+    threshold: float | None = None
+    """A line across."""
     number: int = 1
     """Of the charts whose files would have one name."""
 
@@ -54,6 +58,7 @@ class Chart:
         ys = [
             y + d for s in self.series for y, e in zip(s.y, s.spread or [0.0] * len(s.y), strict=True) for d in (-e, e)
         ]
+        ys += self.within or ()
         low, high, bottom, top = min(xs), max(xs), min(ys), max(ys)
         pad_x = (high - low) * (0.07 if self.ticks else 0.03) or 0.5
         pad_y = (top - bottom) * 0.06 or max(abs(top) * 0.1, 0.05)
@@ -91,6 +96,9 @@ def svg(chart: Chart) -> str:
         out += [line("grid", LEFT, py(y), right, py(y)), text("tick", LEFT - 6, py(y) + 4, f"{y:g}", "end")]
     for x, words in _x_ticks(chart, x0, x1):
         out += [text("tick", px(x), floor + 16 + 12 * row, part) for row, part in enumerate(words.split("\n"))]
+    if chart.threshold is not None:
+        across, warns = py(chart.threshold), f"warns at {chart.threshold:g}"
+        out += [line("threshold", LEFT, across, right, across), text("tick", right, across - 4, warns, "end")]
     out += [line("axis", LEFT, floor, right, floor), text("label", (LEFT + right) / 2, HEIGHT - 6, chart.x_label)]
     out.append(text("label", 8, TOP - 10, chart.y_label, "start"))
     for s in chart.series:
@@ -143,6 +151,9 @@ def save(chart: Chart, folder: Path) -> None:
         axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
         if chart.ticks:
             axes.set_xticks(range(len(chart.ticks)), chart.ticks, fontsize=7 if len(chart.ticks) > 5 else 9)
+        axes.set_ylim(chart.limits()[2:])
+        if chart.threshold is not None:
+            axes.axhline(chart.threshold, color="0.4", linewidth=0.8, linestyle="--")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         if len(chart.series) > 1 and chart.legend:

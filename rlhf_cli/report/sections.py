@@ -74,7 +74,19 @@ def curve_chart(arms: dict[Any, Arm], metric: str, *, title: str) -> Chart | Non
     """One metric over steps, a line an arm."""
     bands = [band(arm, metric, str(name), style) for style, (name, arm) in enumerate(arms.items())]
     series = [s for s in bands if s]
-    return Chart(title, "step", label(metric), series) if series else None
+    if not series:
+        return None
+    warns = {run.config.get("stop.hacking_index") for arm in arms.values() for run in arm.runs}
+    threshold = warns.pop() if metric == "hacking/index" and len(warns) == 1 else None
+    return Chart(title, "step", label(metric), series, within=_within(metric, series), threshold=threshold)
+
+
+def _within(metric: str, series: list[Series]) -> tuple[float, float] | None:
+    """Scores, where the reward gives shares, and the hacking index from 0 to 1; a tenth is little repetition."""
+    ys = [y for s in series for y in s.y]
+    if metric.startswith(("val/score", "val/gold_score", "hacking/index")) and min(ys) >= 0 and max(ys) <= 1:
+        return 0.0, 1.0
+    return (0.0, 0.1) if metric == "val/repetition" else None
 
 
 def frontier(arms: dict[Any, Arm], *, title: str) -> Chart | None:
@@ -291,7 +303,8 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
         drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in metrics]
         classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
         if found := [s for s in classes if s]:
-            drawn.append(Chart("score by the class of the prefix", "step", "score", found))
+            within = _within("val/score", found)
+            drawn.append(Chart("score by the class of the prefix", "step", "score", found, within=within))
     tables = [arm_table(names, "setting")]
     if len(knobs := swept(arms)) > 1:
         drawn.append(parallel(arms, knobs))
