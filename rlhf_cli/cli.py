@@ -256,19 +256,21 @@ def _quiet(task: Callable[..., Any]) -> tuple[Callable[..., Any], list[BaseExcep
             return task(cfg)
         except BaseException as error:
             failure.append(error)
-            if isinstance(error, UserError):
-                _remove_if_empty()
             return None
+        finally:
+            _remove_if_empty()
 
     return quiet, failure
 
 
 def _remove_if_empty() -> None:
-    """The folder that Hydra made for a command that did nothing."""
+    """The folder that Hydra made for a command that wrote nothing into it."""
     from hydra.core.hydra_config import HydraConfig
 
-    with suppress(OSError):
-        Path(HydraConfig.get().runtime.output_dir).rmdir()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if folder != Path.cwd():  # that of commands that write nowhere else
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _positional(command: str, argv: list[str]) -> list[str]:

@@ -203,7 +203,8 @@ def run(plan: Plan, folder: Path) -> int:
         if numbers:
             print(f"{len(numbers)} {'job' if len(numbers) == 1 else 'jobs'} to run, in {folder}", flush=True)
         try:
-            launch(plan, folder, numbers)
+            with _heeding_signals() if "basic" not in plan.launcher else nullcontext():
+                launch(plan, folder, numbers)
         except Interrupted as stop:
             code = INTERRUPTED[stop.signal]
         except KeyboardInterrupt:
@@ -215,6 +216,22 @@ def run(plan: Plan, folder: Path) -> int:
         if code:
             print(f"run what is not done: rlhf sweep resume={folder}", flush=True)
     return code
+
+
+@contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """Where the jobs are other processes: SIGTERM and a closed terminal end the waiting for them, and the table is
+    shown. The jobs' own processes end with this one; what they saved stands."""
+
+    def stop(number: int, _frame: Any) -> None:
+        raise Interrupted(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _settled(folder: Path, config: Any) -> bool:

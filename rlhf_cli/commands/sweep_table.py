@@ -181,6 +181,11 @@ def short(metric: str) -> str:
     return metric.removeprefix("val/").removeprefix("response_").removesuffix("_score").replace("/index", "")
 
 
+def _brief(metric: str) -> str:
+    """For a terminal of 80 columns."""
+    return {"repetition": "rep", "length": "len", "hacking": "hack"}.get(short(metric), short(metric))
+
+
 def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
@@ -200,14 +205,14 @@ def _print(table: dict[str, Any]) -> None:
     shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption)
     for column in ("job", "overrides", "state"):
         shown.add_column(column, overflow="fold", no_wrap=column == "state")
-    for column in (*map(short, table["metrics"]), "seconds"):
-        shown.add_column(column, justify="right")
+    for column in (*map(_brief, table["metrics"]), "s"):
+        shown.add_column(column, justify="right", no_wrap=True)
     for row in table["jobs"]:
         cells = _cells(row, table["metrics"], printable(" ".join(row["overrides"])))
         shown.add_row(*map(Text, cells), style="" if row["state"] == "done" else "bold red")
     console.print(shown)
     if table["settings"]:
-        means = Table("overrides", "seeds", *map(short, table["metrics"]), title="mean ± std over seeds")
+        means = Table("overrides", "seeds", *map(_brief, table["metrics"]), title="mean ± std over seeds")
         for row in table["settings"]:
             cells = [printable(" ".join(row["overrides"])), str(row["seeds"])]
             means.add_row(*map(Text, [*cells, *(spread(row, m) for m in table["metrics"])]))
