@@ -38,12 +38,12 @@ def records(trunk: Any) -> bool:
 
 def recorded(model: Any, draw: Draw, *, rows: int, columns: int, length: int) -> "Recorded":
     """The model's recording, which is kept; made anew if it is too small."""
-    head = model.get_output_embeddings().weight
+    head, table = model.get_output_embeddings().weight, model.get_decoder().embed_tokens.weight
     autocast = torch.is_autocast_enabled(head.device.type)
     dtype = torch.get_autocast_dtype(head.device.type) if autocast else head.dtype
     columns = -(-columns // COLUMNS) * COLUMNS
     held = _kept.pop(model, None)  # if there is no memory for a larger one, this one is gone when fewer rows are tried
-    if held is None or (held.dtype, held.device) != (dtype, head.device):
+    if held is None or (held.dtype, held.device, held.read_at) != (dtype, head.device, table.data_ptr()):
         held = Recorded(model, draw, rows=rows, columns=columns, length=length, dtype=dtype)
     elif held.rows < rows or held.columns < columns or held.length < length:
         most = {"rows": max(held.rows, rows), "columns": max(held.columns, columns), "length": max(held.length, length)}
@@ -98,6 +98,7 @@ class Recorded:
         self.kv_heads = config.num_key_value_heads
         self.heads = self.kv_heads * self.groups
         self.table = trunk.embed_tokens.weight
+        self.read_at = self.table.data_ptr()
         with torch.inference_mode(False), torch.no_grad(), _plainly(self.device):
             self.layers = [Layer(layer, dtype) for layer in trunk.layers]
             self.norm, self.head = torch.empty_like(trunk.norm.weight).float(), torch.empty_like(head, dtype=dtype)
