@@ -193,6 +193,9 @@ def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[s
             "the prompts are no longer those of the checkpoint: data.source, the labeler or the tokenizer changed on "
             "the disk. Put them back, or start a new run"
         )
+    steps, schedule = saved.get("config", now["config"])["steps"], now["config"]["optim"]["schedule"]
+    if steps != now["config"]["steps"] and schedule != "constant":
+        notify(f"steps was {steps} and is {now['config']['steps']}: the {schedule} learning rate now ends there")
     for key, value in now["environment"].items():
         before = saved.get("environment", {}).get(key, value)
         if before != value:
