@@ -19,6 +19,8 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.evaluation.attribution import leave_one_word_out
     from rlhf_cli.evaluation.compare import UNTRAINED
     from rlhf_cli.models.load import load_actor, load_tokenizer
+    from rlhf_cli.report.page import render
+    from rlhf_cli.report.sections import compare_section
     from rlhf_cli.training.checkpoint import find_checkpoint
     from rlhf_cli.training.folder import first_line
     from rlhf_cli.training.judge import judge
@@ -55,7 +57,10 @@ def run(cfg: DictConfig) -> float:
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
     write_atomic(folder / "compare.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     write_atomic(folder / "compare.md", markdown(names, read_a, read_b, rates))
-    show(names, read_a, read_b, rates, folder / "compare.html")
+    show(names, read_a, read_b, rates)
+    simulation = config.scale == "mini"
+    page = render([], [compare_section(kept)], title="rlhf compare", simulation=simulation)
+    write_atomic(folder / "compare.html", page)
     notify(f"written: {', '.join(str(folder / f'compare.{kind}') for kind in ('json', 'md', 'html'))}")
     rate = float(rates["reward"]["rate"])
     if config.fail_below is not None and rate < config.fail_below:
@@ -126,7 +131,7 @@ def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str
     return "\n".join(lines) + "\n"
 
 
-def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]], html: Path) -> None:
+def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -144,7 +149,7 @@ def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, di
             text.append(shown, f"{styles[mood]} {'underline' if earned else ''} not dim".strip())
         return text.append(f"  [{row['score']:.2f}]", "dim")
 
-    console = Console(record=True)
+    console = Console()
     table = Table("A", "B", show_lines=True, title="the same prompts, the same random numbers", expand=True)
     table.caption = "green, red: positive and negative words of the lexicon; underlined: the score falls without it"
     for one, other in zip(a, b, strict=True):
@@ -158,4 +163,3 @@ def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, di
         means = (f"{row['mean_a']:.3f}", f"{row['mean_b']:.3f}")
         summary.add_row(judge, *means, f"{rate:.2f}", f"{low:.2f} to {high:.2f}")
     console.print(summary)
-    console.save_html(str(html))

@@ -61,10 +61,16 @@ def write(
 
 
 def render(
-    runs: list[Run], sections: list[Section], *, title: str, left_out: Sequence[str] = (), refresh: int = 0
+    runs: list[Run],
+    sections: list[Section],
+    *,
+    title: str,
+    left_out: Sequence[str] = (),
+    refresh: int = 0,
+    simulation: bool = False,
 ) -> str:
     """`left_out`: runs that the page says nothing of, and why; `refresh`: seconds after which a browser loads the page
-    again, 0 never."""
+    again, 0 never; `simulation`: also where the runs do not say so."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals["svg"] = _svg
     environment.globals["colour"] = lambda style: COLOURS[style % len(COLOURS)]
@@ -73,7 +79,7 @@ def render(
     return template.render(
         title=title,
         subtitle=f"{len(runs)} run{'s' * (len(runs) > 1)}, {' / '.join(map(str, steps))} steps" if runs else "",
-        simulation=any(run.config.get("scale") == "mini" for run in runs),
+        simulation=simulation or any(run.config.get("scale") == "mini" for run in runs),
         sections=sections,
         differing=differing(runs),
         left_out=left_out,

@@ -5,6 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
+from rlhf_cli.evaluation.attribution import EARNED
 from rlhf_cli.evaluation.compare import UNTRAINED, moods, who, wins
 from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
@@ -369,11 +370,32 @@ def compare_section(content: dict[str, Any]) -> Section:
     told = "; ".join(said)
     rows: list[Row] = []
     for a, b in zip(*content["typed"], strict=True):
-        sides: Row = [cell for side in (a, b) for cell in (painted(side["response"]), f"{side['score']:.2f}")]
+        sides: Row = [cell for side in (a, b) for cell in (earned_words(side), f"{side['score']:.2f}")]
         rows.append([printable(a["prefix"]), *sides])
+    judges: list[Row] = []
+    for judge, found in content["win_rate"].items():
+        rate, low, high = wins(found, winner)
+        means = (f"{found['mean_a']:.3f}", f"{found['mean_b']:.3f}")
+        judges.append([judge, *means, f"{rate:.2f}", f"{low:.2f} to {high:.2f}"])
     return Section(
         "Before and after" if trained else "Two policies",
         f"A: {printable(content['a'])}. B: {printable(content['b'])}. Which is better?",
         told[:1].upper() + told[1:] + ".",
-        tables=[Table("The same prompts, the same random numbers", ["prompt", "A", "score", "B", "score"], rows)],
+        tables=[
+            Table("On the test prompts", ["judge", "mean A", "mean B", f"{winner} wins", "95 % interval"], judges),
+            Table("The same prompts, the same random numbers", ["prompt", "A", "score", "B", "score"], rows),
+        ],
     )
+
+
+def earned_words(row: dict[str, Any]) -> list[Piece]:
+    """A response with the moods of its words, and which of them earned some of the score, where that was asked."""
+    if "earned" not in row:
+        return painted(row["response"])
+    words = vader_words()
+    marked = [(moods(printable(text) or " ", words), value >= EARNED) for text, value in row["earned"]]
+    return [
+        (piece, f"{mood} earned".strip() if earned and not piece.isspace() else mood)
+        for pieces, earned in marked
+        for piece, mood in pieces
+    ]
