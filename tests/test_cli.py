@@ -148,6 +148,14 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.strip().endswith("False")
 
 
+def test_a_report_imports_no_torch() -> None:
+    code = "import sys, rlhf_cli.report.page, rlhf_cli.report.sections, rlhf_cli.report.runs, rlhf_cli.training.status"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert done.stdout == "False\n"
+
+
 def test_flat_and_nested_are_inverse() -> None:
     values = {"a": {"b": {"c": 1}, "d": None}, "e": [1]}
     assert nested(flat(values)) == values

@@ -100,11 +100,9 @@ def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -
 def painted(row: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """A response in pieces: (text, its mood by the lexicon, whether it earned some of the score)."""
     from rlhf_cli.data.lexicon import vader_words
-    from rlhf_cli.evaluation.attribution import EARNED
-    from rlhf_cli.evaluation.compare import moods
+    from rlhf_cli.evaluation.compare import earned_moods
 
-    words = vader_words()
-    return [(piece, mood, value >= EARNED) for text, value in row["earned"] for piece, mood in moods(text, words)]
+    return earned_moods(row["earned"], vader_words())
 
 
 def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]]) -> str:

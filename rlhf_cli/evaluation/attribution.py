@@ -7,12 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_cli.evaluation.compare import EARNED
 from rlhf_cli.rewards.scorer import Texts
 
 WORD = re.compile(r"\S+")
-
-EARNED = 0.02
-"""A word that the score loses so much without has earned some of it."""
 
 Earned = list[tuple[str, float]]
 """A text in pieces, in order; each word with what the score loses without it, white space with 0."""

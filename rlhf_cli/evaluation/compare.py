@@ -3,6 +3,7 @@
 import random
 import re
 from collections.abc import Sequence
+from typing import Any
 
 WORD = re.compile(r"\w[\w'-]*|\W+")
 
@@ -28,6 +29,15 @@ def moods(text: str, lexicon: dict[str, float]) -> list[tuple[str, str]]:
         valence = lexicon.get(piece.lower(), 0.0)
         pieces.append((piece, "positive" if valence > 0 else "negative" if valence < 0 else ""))
     return pieces
+
+
+EARNED = 0.02
+"""A word that the score loses so much without has earned some of it."""
+
+
+def earned_moods(earned: list[Any], lexicon: dict[str, float]) -> list[tuple[str, str, bool]]:
+    """(piece, its mood, whether it earned some of the score) of a text in the pieces of `attribution`."""
+    return [(piece, mood, value >= EARNED) for text, value in earned for piece, mood in moods(text, lexicon)]
 
 
 UNTRAINED = "the untrained actor"

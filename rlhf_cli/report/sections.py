@@ -5,8 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
-from rlhf_cli.evaluation.attribution import EARNED
-from rlhf_cli.evaluation.compare import UNTRAINED, moods, who, wins
+from rlhf_cli.evaluation.compare import UNTRAINED, earned_moods, moods, who, wins
 from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
@@ -392,10 +391,5 @@ def earned_words(row: dict[str, Any]) -> list[Piece]:
     """A response with the moods of its words, and which of them earned some of the score, where that was asked."""
     if "earned" not in row:
         return painted(row["response"])
-    words = vader_words()
-    marked = [(moods(printable(text) or " ", words), value >= EARNED) for text, value in row["earned"]]
-    return [
-        (piece, f"{mood} earned".strip() if earned and not piece.isspace() else mood)
-        for pieces, earned in marked
-        for piece, mood in pieces
-    ]
+    found = earned_moods(row["earned"], vader_words())
+    return [(printable(p) or " ", f"{mood} earned".strip() if e and not p.isspace() else mood) for p, mood, e in found]
