@@ -107,20 +107,21 @@ def start(plan: Plan, typed: list[str]) -> int:
             return resume(str(folder), plan.engine)
         raise UserError(f"{folder} already holds a sweep: rlhf sweep resume={folder}, or another hydra.sweep.dir=")
     _needs(plan)
-    _no_twins(plan)
+    written = record(plan, typed)
+    _no_twins(written["jobs"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / RECORD, json.dumps(record(plan, typed), indent=1) + "\n")
+    write_atomic(folder / RECORD, json.dumps(written, indent=1) + "\n")
     return run(plan, folder)
 
 
-def _no_twins(plan: Plan) -> None:
+def _no_twins(jobs: list[dict[str, Any]]) -> None:
     """Raise UserError where two jobs are one: counted as two seeds, it would scatter by nothing."""
     seen: dict[str, int] = {}
-    for number, job in enumerate(plan.jobs):
-        first = seen.setdefault(config_hash(flat(job.model_dump(by_alias=True))), number)
+    for job in jobs:
+        number, typed = job["job"], " ".join(job["overrides"])
+        first = seen.setdefault(job["config_hash"], number)
         if first != number:
-            twins = " ".join(plan.overrides[number])
-            raise UserError(f"job {number} of the sweep is job {first} once more ({twins}): a value stands there twice")
+            raise UserError(f"job {number} of the sweep is job {first} once more ({typed}): a value stands there twice")
 
 
 def record(plan: Plan, typed: list[str]) -> dict[str, Any]:

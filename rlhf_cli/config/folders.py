@@ -1,4 +1,4 @@
-"""Whether a folder that a command will write to can be written, asked before anything is loaded."""
+"""Whether folders that a command will write to or read models from are there, asked before anything is loaded."""
 
 import tempfile
 from pathlib import Path
@@ -21,11 +21,14 @@ def check_writable(folder: str, key: str) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {key}=") from None
 
 
+def names_a_folder(path: str) -> bool:
+    """Whether it can be no hub id, which is owner/name."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1
+
+
 def check_models(config: Any) -> None:
     """Raises UserError where a key names a model folder that is not there; a hub id is looked up when it is loaded."""
     for group in ("actor", "critic", "reward", "gold"):
         path = getattr(getattr(config, group, None), "path", None)
-        if not path or Path(path).expanduser().is_dir():
-            continue
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        if path and names_a_folder(path) and not Path(path).expanduser().is_dir():
             raise UserError(f"{group}.path={path}: no such folder (give a local model folder or a hub id)")

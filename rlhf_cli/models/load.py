@@ -10,6 +10,7 @@ import torch
 
 from rlhf_cli.config import hub
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.folders import names_a_folder
 from rlhf_cli.rl.packing import register
 from rlhf_cli.rl.quick import quicken
 
@@ -123,7 +124,7 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     quiet()
     if Path(path).expanduser().is_dir():
         path = str(Path(path).expanduser())
-    elif path.startswith((".", "/", "~")) or path.count("/") != 1:
+    elif names_a_folder(path):
         raise UserError(f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)")
     elif (why := hub.obstacle(f"{path}/resolve/main/config.json")) is not None:
         if not hub.on_this_machine(path):
