@@ -124,7 +124,7 @@ def test_limit_is_a_seeded_draw_that_keeps_passages_of_a_review_together(tmp_pat
         ("r.jsonl", b'{"text": "x"}\n{"text": \n', ["row 2", "not JSON"]),
         ("r.csv", b"text\n" + b"x" * 200_000 + b"\n", ["row 2", "not CSV"]),
         ("r.jsonl.gz", b"not gzip", ["r.jsonl.gz cannot be read"]),
-        ("r.jsonl.gz", gzip.compress(b"x" * 1000)[:15], ["r.jsonl.gz cannot be read"]),
+        ("r.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:15], ["r.jsonl.gz cannot be read"]),
         ("r.parquet", b"not parquet", ["r.parquet cannot be read as parquet"]),
         ("r.txt", b"x", ["unknown format", ".jsonl.gz, .csv, .parquet"]),
         ("r.jsonl", b"", ["no review in it"]),
