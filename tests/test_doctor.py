@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands import doctor
@@ -50,3 +51,17 @@ def test_a_full_disk_and_an_old_package(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_training_step_trains() -> None:
     assert findings()["a training step"].seen.startswith("works")
+
+
+def test_the_precision_that_is_faster_here_is_named() -> None:
+    assert "matrix unit" in findings("device=cpu")
+    assert doctor.bfloat16_gain(1) > 0
+    for dtype, gain, wanted in (
+        (torch.float32, 7.0, "precision=bf16"),
+        (torch.float32, 0.5, ""),
+        (torch.bfloat16, 7.0, ""),
+        (torch.bfloat16, 0.5, "precision=fp32"),
+    ):
+        found = doctor.matrix_unit(dtype, gain)
+        assert found.fix.startswith(wanted)
+        assert (found.state == "note") == bool(wanted)

@@ -94,10 +94,41 @@ def devices(config: Any) -> Iterator[Finding]:
     try:
         where = compute(config)
         yield Finding("device", f"{where.device}, {str(where.dtype).removeprefix('torch.')}, scale={config.scale}")
+        if where.device.type == "cpu":
+            yield matrix_unit(where.dtype, bfloat16_gain())
     except UserError as error:
         yield Finding("device", str(error), "fix", "device=auto")
     cores = os.cpu_count() or 1
     yield Finding("threads", f"{torch.get_num_threads()} of {cores} cores")
+
+
+def matrix_unit(dtype: Any, gain: float) -> Finding:
+    """`gain`: how many times as fast as in float32 a product is in bfloat16."""
+    import torch
+
+    seen = f"a product in bfloat16 takes {100 / gain:.0f} % of its time in float32"
+    low = dtype == torch.bfloat16
+    if gain > 1.5 and not low:
+        return Finding("matrix unit", seen, "note", "precision=bf16 is faster here, the wider the model")
+    if gain < 1 and low:
+        return Finding("matrix unit", seen, "note", "precision=fp32 is faster here")
+    return Finding("matrix unit", seen)
+
+
+def bfloat16_gain(tries: int = 10) -> float:
+    """Of a layer-sized product on the CPU, in this process's threads."""
+    import torch
+
+    def seconds(dtype: torch.dtype) -> float:
+        a, b = (torch.ones(n, 512, dtype=dtype) for n in (512, 1024))
+        found = []
+        for _ in range(tries + 1):
+            begin = time.perf_counter()
+            torch.mm(a, b.T)
+            found.append(time.perf_counter() - begin)
+        return min(found)
+
+    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def disk(config: Any) -> Iterator[Finding]:
@@ -178,6 +209,7 @@ def training_step(config: Any) -> Finding:
 
     from rlhf_cli.rl.forward import read
     from rlhf_cli.rl.packing import register
+    from rlhf_cli.rl.quick import quicken
     from rlhf_cli.rl.rollout import Experience, Prompts
     from rlhf_cli.rl.sampling import sample
     from rlhf_cli.training.compute import compute
@@ -192,7 +224,7 @@ def training_step(config: Any) -> Finding:
             num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
         )  # fmt: skip
         torch.manual_seed(0)
-        actor = Qwen2ForCausalLM(shape).eval().to(where.device)
+        actor = quicken(Qwen2ForCausalLM(shape).eval().to(where.device))
         actor.set_attn_implementation(register())
         prompts = Prompts(torch.full((8, 4), 3), rows * 0 + 4, rows, rows // 4).to(where.device)
         with where.autocast():

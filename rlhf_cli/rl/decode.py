@@ -14,15 +14,20 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from rlhf_cli.rl.packing import packs
+from rlhf_cli.rl.products import added, cast, factors_in, lowered, products_dtype
+from rlhf_cli.rl.scratch import scratch
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One layer's, as `laid_out`, with what only scales their input or output already in them."""
+    """One layer's: factors of products from the right, what only scales their input or output already in them, but for
+    the norms' weights, which are apart where the matrices are shared with training."""
 
+    first: Float[Tensor, " H"] | None
     qkv: Float[Tensor, "H qkv"]
     bias: Float[Tensor, " qkv"]
     out: Float[Tensor, "all H"]
+    second: Float[Tensor, " H"] | None
     gate: Float[Tensor, "H I"]
     up: Float[Tensor, "H I"]
     down: Float[Tensor, "I H"]
@@ -35,29 +40,43 @@ def plain(trunk: Any) -> bool:
 
 
 def decodes(trunk: Any) -> bool:
-    """Whether `Decoder` knows this model here: on the CPU, in float32."""
-    here = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in _first_weights(trunk))
-    return here and plain(trunk) and not torch.is_autocast_enabled("cpu")
+    """Whether `Decoder` knows this model here: on the CPU, its weights in float32."""
+    return all(w.device.type == "cpu" and w.dtype == torch.float32 for w in _first_weights(trunk)) and plain(trunk)
 
 
 def _first_weights(trunk: Any) -> tuple[Tensor, Tensor]:
     return trunk.embed_tokens.weight, trunk.layers[0].self_attn.q_proj.weight
 
 
-class Decoder:
-    """Made anew for every rollout: it copies the weights into the form that it wants."""
+WIDE = 256
+"""Hidden size from which products of few rows are faster in bfloat16."""
 
-    def __init__(self, trunk: Any, cache: Any) -> None:
-        self.trunk, self.cache = trunk, cache
+
+class Decoder:
+    """Made anew for every rollout: it copies the weights into the form that it wants. Under autocast the products of
+    wide models are in its dtype; what they are added to, attention and the logits are float32."""
+
+    def __init__(self, trunk: Any, head: Tensor, cache: Any) -> None:
+        self.trunk, self.head, self.cache = trunk, head, cache
+        self.dtype = products_dtype(head) if trunk.config.hidden_size >= WIDE else head.dtype
+        self.unit = 8 if self.dtype == torch.bfloat16 else 1
+        """Rows are left out by so many at once: see `products.padded`."""
         inner = trunk.layers[0].self_attn
         self.size, self.groups = inner.head_dim, inner.num_key_value_groups
         self.kv_heads = trunk.config.num_key_value_heads
         self.heads = self.kv_heads * self.groups
         self.floor = trunk.config.rms_norm_eps * trunk.config.hidden_size
         self.norm = _of_unit_rows(trunk.norm)
-        self.layers = [_weights(layer) for layer in trunk.layers]
+        self.layers = [_weights(layer, self.dtype) for layer in trunk.layers]
         self.cos, self.sin = angles(trunk, cache.columns)
 
+    @torch.autocast("cpu", enabled=False)
+    def logits(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
+        """In memory that the next step's are written to."""
+        with factors_in(self.dtype):
+            return torch.mm(states, self.head.T, out=scratch("next logits", states, (len(states), len(self.head))))
+
+    @torch.autocast("cpu", enabled=False)
     def step(
         self, tokens: Int[Tensor, " B"], positions: Int[Tensor, " B"], mask: Bool[Tensor, "B 1 T"] | None
     ) -> Float[Tensor, "B H"]:
@@ -67,7 +86,8 @@ class Decoder:
         hidden = None if mask is None else ~mask
         both, count = self.heads + self.kv_heads, len(x)
         for weights, stored in zip(self.layers, self.cache.layers, strict=True):
-            qkv = torch.addmm(weights.bias, self._unit(x), weights.qkv).view(count, -1, self.size)
+            qkv = torch.addmm(weights.bias, self._factor(x, weights.first), weights.qkv)
+            qkv = qkv.to(x.dtype).view(count, -1, self.size)
             turn = turned(qkv[:, :both], cos, sin)
             keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
             # one token's attention is two batched products; torch's kernel for it is made for many
@@ -75,12 +95,16 @@ class Decoder:
             scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
             if hidden is not None:
                 scores.view(count, self.heads, -1).masked_fill_(hidden, -torch.inf)
-            out = torch.bmm(scores.softmax(-1), values.flatten(0, 1))
-            x = torch.addmm(x, out.view(count, -1), weights.out)
-            h = self._unit(x)
+            out = torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(count, -1)
+            x = added(x, cast(out, self.dtype, "attended"), weights.out)
+            h = self._factor(x, weights.second)
             gate, up = torch.mm(h, weights.gate), torch.mm(h, weights.up)
-            x = torch.addmm(x, torch.nn.functional.silu(gate, inplace=True).mul_(up), weights.down)
+            x = added(x, torch.nn.functional.silu(gate, inplace=True).mul_(up), weights.down)
         return self._unit(x).mul_(self.norm)
+
+    def _factor(self, x: Float[Tensor, "B H"], norm: Float[Tensor, " H"] | None) -> Tensor:
+        unit = self._unit(x)
+        return unit if norm is None else cast(unit.mul_(norm), self.dtype, "normed")
 
     def _unit(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         """Rows of length 1: x / √(mean x² + ε) is √H times that."""
@@ -104,18 +128,19 @@ def turned(
     return (x * cos).addcmul_(x.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sin)
 
 
-def _weights(layer: Any) -> Weights:
+def _weights(layer: Any, dtype: torch.dtype) -> Weights:
     inner, mlp = layer.self_attn, layer.mlp
     first, second = _of_unit_rows(layer.input_layernorm), _of_unit_rows(layer.post_attention_layernorm)
     scales = ((inner.q_proj, inner.scaling), (inner.k_proj, 1.0), (inner.v_proj, 1.0))
-    return Weights(
-        qkv=laid_out(torch.cat([p.weight * scale for p, scale in scales]) * first),
-        bias=torch.cat([p.bias * scale for p, scale in scales]),
-        out=laid_out(inner.o_proj.weight),
-        gate=laid_out(mlp.gate_proj.weight * second),
-        up=laid_out(mlp.up_proj.weight * second),
-        down=laid_out(mlp.down_proj.weight),
-    )
+    qkv = torch.cat([p.weight * scale for p, scale in scales])
+    bias = torch.cat([p.bias * scale for p, scale in scales])
+    rest = (inner.o_proj.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+    if dtype != qkv.dtype:
+        out, gate, up, down = (lowered(w, dtype).T for w in rest)
+        return Weights(first, qkv.to(dtype).T, bias.to(dtype), out, second, gate, up, down)
+    out, gate, up, down = rest
+    qkv, out, gate, up, down = map(laid_out, (qkv * first, out, gate * second, up * second, down))
+    return Weights(None, qkv, bias, out, None, gate, up, down)
 
 
 def _of_unit_rows(norm: Any) -> Float[Tensor, " H"]:

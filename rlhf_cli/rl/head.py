@@ -5,7 +5,7 @@ exp(logits − max) and two numbers a row, so that is kept (one buffer where it 
 instead of the logits, their softmax, its logarithm and their products.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_cli.rl.gradients import gradient_of, rest
+from rlhf_cli.rl.products import factors_in, in_float32, padded, products_dtype
 from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
@@ -30,10 +31,12 @@ def token_logprobs(
     temperature: float,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log softmax(states @ weight.T / temperature)[labels] and the entropy, in float32 (float64 stays float64)."""
-    if torch.is_autocast_enabled(states.device.type):
-        dtype = torch.get_autocast_dtype(states.device.type)
+    dtype = products_dtype(states)
+    if states.device.type == "cpu":
+        states = states.float() if dtype.itemsize < 4 else states  # `factors_in` rounds them in the product
+    else:
         states, weight = states.to(dtype), weight.to(dtype)
-    logprobs, entropies = _TokenLogprobs.apply(states, weight, labels, temperature)
+    logprobs, entropies = _TokenLogprobs.apply(states, weight, labels, temperature, dtype)
     return logprobs, entropies
 
 
@@ -44,27 +47,30 @@ class _TokenLogprobs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, temperature: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         count, vocabulary = len(states), weight.shape[0]
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         chunks = _chunks(count, vocabulary, states)
         keeps = ctx.needs_input_grad[0] and len(chunks) == 1
-        logits = borrow(states, (chunks[0].stop, vocabulary), wide)
+        room = borrow(states, (padded(chunks[0].stop, states, dtype), vocabulary), wide)
         logprobs, entropies, total = (states.new_empty(count, dtype=wide) for _ in range(3))
         for rows in chunks:
-            for some, x in _pieces(_logits(states[rows], weight, out=logits), rows):
+            logits = _logits(_some(states, rows, dtype), weight, dtype, out=room)
+            for some, x in _pieces(logits[: rows.stop - rows.start], rows):
                 logprobs[some], entropies[some], total[some] = _exponentials_(x, labels[some], temperature)
         if not keeps:
-            give_back(logits)
+            give_back(room)
         ctx.save_for_backward(states, labels, total, entropies)
-        ctx.kept, ctx.weight, ctx.temperature = logits if keeps else None, weight, temperature
+        ctx.kept, ctx.weight, ctx.temperature, ctx.dtype = room if keeps else None, weight, temperature, dtype
         ctx.set_materialize_grads(False)
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
-        (states, labels, total, entropies), weight = ctx.saved_tensors, ctx.weight
+        (states, labels, total, entropies), weight, dtype = ctx.saved_tensors, ctx.weight, ctx.dtype
         kept, ctx.kept = ctx.kept, None  # the gradient is written over it; a second backward pass computes it again
         d_states = torch.empty_like(states)
         d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
@@ -73,42 +79,52 @@ class _TokenLogprobs(torch.autograd.Function):
         d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
         d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
         chunks = _chunks(len(states), weight.shape[0], states)
-        logits = borrow(states, (chunks[0].stop, weight.shape[0]), total.dtype) if kept is None else kept
+        size = (padded(chunks[0].stop, states, dtype), weight.shape[0])
+        room = borrow(states, size, total.dtype) if kept is None else kept
         for rows in chunks:
-            d = _logits(states[rows], weight, out=logits) if kept is None else kept
-            for some, x in _pieces(d, rows):
+            some_states = _some(states, rows, dtype)
+            d = room[: len(some_states)] if kept is not None else _logits(some_states, weight, dtype, out=room)
+            for some, x in _pieces(d[: rows.stop - rows.start], rows):
                 if kept is None:
                     _exponentials_(x, labels[some], ctx.temperature)
                 d_entropy = None if d_entropies is None else d_entropies[some]
                 _gradient_(x, total[some], labels[some], entropies[some], d_logprobs[some], d_entropy)
             d = d.to(states.dtype)
-            torch.mm(d, weight, out=d_states[rows])
-            if d_weight is not None:
-                _add_product_(d_weight, d.T, states[rows])
-        give_back(logits)
-        return d_states, None if d_weight is None else rest(weight, d_weight), None, None
+            with factors_in(dtype):
+                d_states[rows] = torch.mm(d, weight.to(d.dtype))[: rows.stop - rows.start]
+                if d_weight is not None:
+                    _add_product_(d_weight, d.T, some_states)
+        give_back(room)
+        return d_states, None if d_weight is None else rest(weight, d_weight), None, None, None
 
 
-def _logits(states: Tensor, weight: Tensor, *, out: Tensor) -> Tensor:
-    """states @ weight.T in the first rows of `out`."""
+def _some(states: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
+    """Of the states a chunk, filled up with zeros to a number of rows that products have been made for."""
+    some = states[rows]
+    size = padded(len(some), states, dtype)
+    return some if size == len(some) else torch.nn.functional.pad(some, (0, 0, 0, size - len(some)))
+
+
+VOCABULARY = 4096
+"""Rows of a bfloat16 head that the CPU takes as float32 at once."""
+
+
+def _logits(states: Tensor, weight: Tensor, dtype: torch.dtype, *, out: Tensor) -> Tensor:
+    """states @ weight.T in the first rows of `out`, of factors in `dtype`."""
     out = out[: len(states)]
-    if out.dtype == states.dtype:
-        return torch.mm(states, weight.T, out=out)
-    if states.is_cuda:
+    if states.dtype != out.dtype:
         return torch.mm(states, weight.T, out_dtype=out.dtype, out=out)
-    return out.copy_(states @ weight.T)
+    with factors_in(dtype):
+        if weight.dtype == out.dtype:
+            return torch.mm(states, weight.T, out=out)
+        for at in range(0, len(weight), VOCABULARY):
+            piece = weight[at : at + VOCABULARY].to(out.dtype)
+            torch.mm(states, piece.T, out=out[:, at : at + VOCABULARY])
+    return out
 
 
 def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
     total.addmm_(a, b) if total.dtype == a.dtype else total.add_(in_float32(torch.mm, a, b))
-
-
-def in_float32(product: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """`torch.mm` or `torch.bmm`, given in float32. A GPU sums bfloat16 numbers up in float32 and gives that; rounded to
-    bfloat16, as the CPU gives it, a logit of 20 is off by up to 0.06."""
-    if a.dtype == torch.float32:
-        return product(a, b)
-    return product(a, b, out_dtype=torch.float32) if a.is_cuda else product(a, b).float()
 
 
 def _exponentials_(x: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,9 @@
-"""The two halves of a Qwen2 layer with hand-written gradients, for the CPU."""
+"""The two halves of a Qwen2 layer with hand-written gradients, for the CPU.
 
-from typing import Any, cast
+Their products are in `dtype`; x, the weights and all gradients that are given or taken are in one precision.
+"""
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.packing import Packing
+from rlhf_cli.rl.products import add_product_, added, cast, lowered
 from rlhf_cli.rl.scratch import scratch
 
 aten = torch.ops.aten
@@ -86,15 +90,16 @@ def self_attention(
     packing: Packing,
     wanted: Int[Tensor, " K"] | None,
     epsilon: float,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "N H"] | Float[Tensor, "K H"]:
     """x + attention(q, k, v) outᵀ with q, k and v linear in n = rms_norm(x), q and k rotated; the first half of a
     layer. Causal, within each rollout. `projections`: (weight, bias) of q, k and v; `wanted`: only for these tokens."""
     weights = (norm, out, *(w for pair in projections for w in pair))
     if torch.is_grad_enabled():
-        return cast(Tensor, _SelfAttention.apply(x, cos, sin, packing, wanted, epsilon, *weights))
-    n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
+        return _SelfAttention.apply(x, cos, sin, packing, wanted, epsilon, dtype, *weights)
+    n = _normed(x, norm, _norm_scale(x, epsilon), dtype)
     attended, _ = _attend(*_queries_keys_values(n, weights, cos, sin, packing))
-    return torch.addmm(_at(x, wanted), _at(packing.gathered(_rows(attended)), wanted), out.T)
+    return added(_at(x, wanted), _attended_rows(attended, packing, wanted, dtype), lowered(out, dtype).T)
 
 
 class _SelfAttention(torch.autograd.Function):
@@ -107,50 +112,67 @@ class _SelfAttention(torch.autograd.Function):
         packing: Packing,
         wanted: Tensor | None,
         epsilon: float,
+        dtype: torch.dtype,
         *weights: Tensor,
     ) -> Tensor:
         scale = _norm_scale(x, epsilon)
-        n = torch.mul(x, scale, out=scratch("n", x)).mul_(weights[0])
+        n = _normed(x, weights[0], scale, dtype)
         parts = _queries_keys_values(n, weights, cos, sin, packing)
         attended, logsumexp = _attend(*parts)
         ctx.save_for_backward(x, scale, cos, sin, *parts, attended, logsumexp)
-        ctx.packing, ctx.wanted, ctx.weights = packing, wanted, weights
-        return torch.addmm(_at(x, wanted), _at(packing.gathered(_rows(attended)), wanted), weights[1].T)
+        ctx.packing, ctx.wanted, ctx.weights, ctx.dtype = packing, wanted, weights, dtype
+        return added(_at(x, wanted), _attended_rows(attended, packing, wanted, dtype), lowered(weights[1], dtype).T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, cos, sin, *attention = ctx.saved_tensors
-        packing, wanted, (norm, out, *weights) = ctx.packing, ctx.wanted, ctx.weights
+        packing, wanted, dtype, (norm, out, *weights) = ctx.packing, ctx.wanted, ctx.dtype, ctx.weights
         d_norm, d_out, *d_weights = gradients = [gradient_of(w) for w in ctx.weights]
-        attended = attention[3]
-        d_out.addmm_(d.T, _at(packing.gathered(_rows(attended)), wanted))
-        d_rows = torch.mm(d, out, out=scratch("d_attended", x, (len(d), out.shape[1])))
+        attended, factor = attention[3], cast(d, dtype, "d")
+        add_product_(d_out, factor.T, _attended_rows(attended, packing, wanted, dtype))
+        d_rows = torch.mm(factor, lowered(out, dtype), out=scratch("d_attended", factor, (len(d), out.shape[1])))
+        d_rows = cast(d_rows, x.dtype, "d_attended")
         d_attended = packing.gathered_gradient(_at_gradient(d_rows, wanted, len(x)))
         d_parts = _attend_gradient(d_attended.view(attended.transpose(1, 2).shape).transpose(1, 2), *attention)
         n = torch.mul(x, scale, out=scratch("n", x))
-        weighted = torch.mul(n, norm, out=scratch("weighted", x))
-        d_n = scratch("d_n", x)
+        weighted = cast(torch.mul(n, norm, out=scratch("weighted", x)), dtype, "normed")
+        d_n = scratch("d_n", x, dtype=dtype)
         for i, d_part in enumerate(d_parts):
-            d_rows = packing.spread_gradient(_rows(d_part))
+            d_rows, weight = packing.spread_gradient(_rows(d_part)), lowered(weights[2 * i], dtype)
             if i < 2:
                 d_rows = turned(d_rows.view(len(x), -1, cos.shape[-1]), cos, sin, -1).view(len(x), -1)
-            torch.mm(d_rows, weights[2 * i], out=d_n) if i == 0 else d_n.addmm_(d_rows, weights[2 * i])
-            d_weights[2 * i].addmm_(d_rows.T, weighted)
             d_weights[2 * i + 1].add_(d_rows.sum(0))
+            d_rows = cast(d_rows, dtype, "d_projected")
+            torch.mm(d_rows, weight, out=d_n) if i == 0 else d_n.addmm_(d_rows, weight)
+            add_product_(d_weights[2 * i], d_rows.T, weighted)
+        d_n = cast(d_n, x.dtype, "d_n")
         d_x = _at_gradient(d, wanted, len(x)) + _norm_backward(d_n, n, norm, scale, d_norm)
-        return d_x, None, None, None, None, None, *map(rest, ctx.weights, gradients)
+        return d_x, None, None, None, None, None, None, *map(rest, ctx.weights, gradients)
+
+
+def _attended_rows(attended: Tensor, packing: Packing, wanted: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """What attention gave at the packed tokens that are wanted, as a product's factor."""
+    return cast(_at(packing.gathered(_rows(attended)), wanted), dtype, "attended")
+
+
+def _normed(x: Tensor, norm: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The factor of products: x · scale · norm, in scratch memory."""
+    return cast(torch.mul(x, scale, out=scratch("n", x)).mul_(norm), dtype, "normed")
 
 
 def _queries_keys_values(
     n: Tensor, weights: tuple[Tensor, ...], cos: Tensor, sin: Tensor, packing: Packing
 ) -> list[Float[Tensor, "B heads T D"]]:
+    """In the precision of the angles: attention, and its backward pass above all, is slow in bfloat16."""
     parts = []
     for i, (weight, bias) in enumerate(zip(weights[2::2], weights[3::2], strict=True)):
-        # what is rotated or spread is copied by that
-        passing = i < 2 or not packing.whole
+        # what is cast, rotated or spread is copied by that
+        passing = i < 2 or not packing.whole or n.dtype != cos.dtype
         memory = scratch("projected", n, (len(n), len(weight))) if passing else n.new_empty(len(n), len(weight))
-        heads = torch.addmm(bias, n, weight.T, out=memory).view(len(n), -1, cos.shape[-1])
+        rows = torch.addmm(lowered(bias, n.dtype), n, lowered(weight, n.dtype).T, out=memory)
+        rows = cast(rows, cos.dtype, "wide") if i < 2 or not packing.whole else rows.to(cos.dtype)
+        heads = rows.view(len(n), -1, cos.shape[-1])
         rows = (turned(heads, cos, sin, 1) if i < 2 else heads).view(len(n), -1)
         parts.append(packing.spread(rows).view(*packing.place.shape, *heads.shape[1:]).transpose(1, 2))
     return parts
@@ -202,44 +224,57 @@ def feed_forward(
     down: Float[Tensor, "H I"],
     *,
     epsilon: float,
+    dtype: torch.dtype,
 ) -> Float[Tensor, "N H"]:
     """x + (silu(n gateᵀ) · n upᵀ) downᵀ of n = rms_norm(x), the second half of a layer."""
     if torch.is_grad_enabled():
-        return cast(Tensor, _FeedForward.apply(x, norm, gate, up, down, epsilon))
-    n = torch.mul(x, _norm_scale(x, epsilon), out=scratch("n", x)).mul_(norm)
-    g, u = (torch.mm(n, w.T, out=scratch(name, x, (len(x), len(w)))) for w, name in ((gate, "g"), (up, "u")))
-    return torch.addmm(x, aten.silu.out(g, out=g).mul_(u), down.T)
+        return _FeedForward.apply(x, norm, gate, up, down, epsilon, dtype)
+    n = _normed(x, norm, _norm_scale(x, epsilon), dtype)
+    weights = ((lowered(gate, dtype), "g"), (lowered(up, dtype), "u"))
+    g, u = (torch.mm(n, w.T, out=scratch(name, n, (len(n), len(w)))) for w, name in weights)
+    return added(x, aten.silu.out(g, out=g).mul_(u), lowered(down, dtype).T)
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor, epsilon: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm: Tensor,
+        gate: Tensor,
+        up: Tensor,
+        down: Tensor,
+        epsilon: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
         scale = _norm_scale(x, epsilon)
-        n = torch.mul(x, scale, out=scratch("n", x)).mul_(norm)
-        g, u = n @ gate.T, n @ up.T
+        n = _normed(x, norm, scale, dtype)
+        g, u = n @ lowered(gate, dtype).T, n @ lowered(up, dtype).T
         ctx.save_for_backward(x, scale, g, u)
         ctx.weights = (norm, gate, up, down)
-        return torch.addmm(x, aten.silu.out(g, out=scratch("h", g)).mul_(u), down.T)
+        return added(x, aten.silu.out(g, out=scratch("h", g)).mul_(u), lowered(down, dtype).T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, g, u = ctx.saved_tensors
-        norm, gate, up, down = ctx.weights
+        norm, *matrices = ctx.weights
+        gate, up, down = (lowered(w, g.dtype) for w in matrices)
         d_norm, d_gate, d_up, d_down = d_weights = [gradient_of(w) for w in ctx.weights]
         n = torch.mul(x, scale, out=scratch("n", x))
-        weighted = torch.mul(n, norm, out=scratch("weighted", x))
+        weighted = cast(torch.mul(n, norm, out=scratch("weighted", x)), g.dtype, "normed")
+        factor = cast(d, g.dtype, "d")
         s = aten.silu.out(g, out=scratch("s", g))
         h = torch.mul(s, u, out=scratch("h", g))
-        d_down.addmm_(d.T, h)
-        d_h = torch.mm(d, down, out=h)
+        add_product_(d_down, factor.T, h)
+        d_h = torch.mm(factor, down, out=h)
         d_u = s.mul_(d_h)
-        d_up.addmm_(d_u.T, weighted)
+        add_product_(d_up, d_u.T, weighted)
         d_g = aten.silu_backward.grad_input(d_h.mul_(u), g, grad_input=d_h)
-        d_gate.addmm_(d_g.T, weighted)
-        d_n = torch.mm(d_u, up, out=weighted).addmm_(d_g, gate)
+        add_product_(d_gate, d_g.T, weighted)
+        d_n = cast(torch.mm(d_u, up, out=weighted).addmm_(d_g, gate), x.dtype, "d_n")
         d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)
-        return d_x, *map(rest, ctx.weights, d_weights), None
+        return d_x, *map(rest, ctx.weights, d_weights), None, None
 
 
 def _norm_backward(d: Tensor, n: Tensor, weight: Tensor, scale: Tensor, d_weight: Tensor) -> Tensor:

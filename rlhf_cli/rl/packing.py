@@ -4,6 +4,7 @@ A prompt that several rollouts of a micro-batch share is in it once, and a respo
 predicted, not at all. Left out on purpose: block-sparse attention; T is short, and attention a few percent of the work.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,7 @@ class Packing:
     whole: bool
     """There is no padding and nothing shared: `place` and `back` change nothing."""
     predictors: Int[Tensor, " K"]
-    """The packed tokens from which response tokens are predicted: what the last layer must tell."""
+    """The packed tokens from which response tokens are predicted, and a few more: what the last layer must tell."""
     predictor: Int[Tensor, " M"]
     """Which of them predicts each response token, in the order of `responses[mask]`."""
 
@@ -61,8 +62,11 @@ class Packing:
         return spread.index_copy_(0, self.back, d).index_fill_(0, self.empty, 0)
 
 
-def pack(rollout: Rollout) -> Packing:
-    """Lay a rollout's tokens in one row; rollouts of one group with one prompt share its tokens."""
+def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
+    """Lay a rollout's tokens in one row; rollouts of one group with one prompt share its tokens.
+
+    `size`: to how many of them that number is to be filled up, where there is padding to do it with.
+    """
     rows = torch.arange(len(rollout), device=rollout.lengths.device)
     width, before = rollout.prompts.shape[1], rollout.prompt_lengths[:, None]
     end = before + rollout.lengths[:, None] - 1
@@ -70,6 +74,11 @@ def pack(rollout: Rollout) -> Packing:
     in_prompt, in_response = at < before, (at >= before) & (at < end)
     owner = _owner(rollout, rows)
     fresh = (in_prompt & (owner == rows)[:, None]) | in_response
+    count = int(fresh.sum())
+    if size(count) > count:  # tokens after the end, which nothing sees
+        after = at >= end
+        in_response |= after & (after.flatten().cumsum(0) <= size(count) - count).view(after.shape)
+        fresh |= in_response
     number = (fresh.flatten().cumsum(0) - 1).view(fresh.shape)
     place = torch.where(in_prompt, number[owner], number).masked_fill(~(in_prompt | in_response), 0)
     prompt_ids = rollout.prompts.gather(1, (width - before + at).clamp(max=width - 1))
@@ -77,6 +86,9 @@ def pack(rollout: Rollout) -> Packing:
     back, empty = (x.flatten().nonzero().squeeze(1) for x in (fresh, ~fresh))
     last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
     predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
+    if size(len(predictors)) > len(predictors):
+        others = torch.ones(int(fresh.sum()), dtype=torch.bool, device=rows.device).index_fill_(0, predictors, False)
+        predictors = torch.cat([predictors, others.nonzero().squeeze(1)[: size(len(predictors)) - len(predictors)]])
     return Packing(
         ids=torch.where(in_prompt, prompt_ids, response_ids).flatten()[back],
         positions=back % len(at),

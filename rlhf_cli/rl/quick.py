@@ -2,13 +2,13 @@
 
 A layer's products are near the machine's peak; what stands between them (norms, rotations, the gated activation) is
 bound by memory. In `layers`, temporaries that do not outlive an operation are in scratch memory, and what can be
-computed again in one pass is not kept. On a GPU, under autocast, and where a gradient is differentiated again
-(`differentiable_twice`), the layers are transformers' own.
+computed again in one pass is not kept. Under autocast only the products are in its dtype. On a GPU, and where a
+gradient is differentiated again (`differentiable_twice`), the layers are transformers' own.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn.functional import linear
 
 from rlhf_cli.rl.layers import feed_forward, rms_norm, rotate, self_attention
 from rlhf_cli.rl.packing import Packing, attention
+from rlhf_cli.rl.products import added, cast, lowered, products_dtype
 
 _twice = [False]
 
@@ -48,7 +49,7 @@ def _quick_classes() -> tuple[type, type]:
 
     class QuickLayer(Qwen2DecoderLayer):
         def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
-            if _slow(hidden_states):
+            if _slow(hidden_states) or _learns_padded(**options):
                 return super().forward(hidden_states, **options)
             return layer_forward(self, hidden_states, **options)
 
@@ -62,7 +63,12 @@ def _quick_classes() -> tuple[type, type]:
 
 
 def _slow(x: Tensor) -> bool:
-    return x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or _twice[0]
+    return x.device.type != "cpu" or _twice[0]
+
+
+def _learns_padded(packing: Packing | None = None, **_: Any) -> bool:
+    """Autocast and transformers' layout: rare, and left to them."""
+    return packing is None and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
 
 
 def layer_forward(
@@ -74,26 +80,41 @@ def layer_forward(
     **more: Any,
 ) -> Float[Tensor, "B T H"] | Float[Tensor, "B K H"]:
     """What Qwen2DecoderLayer.forward computes; the last layer of a packed pass only where something is predicted."""
-    if packing is None:
-        rows = _padded_attention(layer, x, position_embeddings, **more)
-    else:
-        inner, norm = layer.self_attn, layer.input_layernorm
-        query, key, value = ((p.weight, p.bias) for p in (inner.q_proj, inner.k_proj, inner.v_proj))
-        cos, sin = (table[0, :, None] for table in position_embeddings)
-        rows = self_attention(
-            x.squeeze(0),
-            norm.weight,
-            (query, key, value),
-            inner.o_proj.weight,
-            cos=cos,
-            sin=sin,
-            packing=packing,
-            wanted=packing.predictors if layer.is_last else None,
-            epsilon=norm.variance_epsilon,
-        )
-    norm, mlp = layer.post_attention_layernorm, layer.mlp
-    weights = (norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
-    return feed_forward(rows, *weights, epsilon=norm.variance_epsilon).view(*x.shape[:-2], -1, x.shape[-1])
+    dtype, lower = products_dtype(x), torch.is_autocast_enabled("cpu")
+    with torch.autocast("cpu", enabled=False):  # what is cast, and when, is decided here
+        stream = x.float() if lower else x
+        attend = _padded_attention if packing is None else partial(_packed_attention, packing=packing)
+        rows = attend(layer, stream, position_embeddings, dtype=dtype, **more)
+        norm, mlp = layer.post_attention_layernorm, layer.mlp
+        weights = (norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
+        rows = feed_forward(rows, *weights, epsilon=norm.variance_epsilon, dtype=dtype)
+    return rows.view(*x.shape[:-2], -1, x.shape[-1])
+
+
+def _packed_attention(
+    layer: Any,
+    x: Float[Tensor, "1 N H"],
+    position_embeddings: tuple[Tensor, Tensor],
+    *,
+    packing: Packing,
+    dtype: torch.dtype,
+    **_: Any,
+) -> Float[Tensor, "N H"] | Float[Tensor, "K H"]:
+    inner, norm = layer.self_attn, layer.input_layernorm
+    query, key, value = ((p.weight, p.bias) for p in (inner.q_proj, inner.k_proj, inner.v_proj))
+    cos, sin = (table[0, :, None].to(x.dtype) for table in position_embeddings)
+    return self_attention(
+        x.squeeze(0),
+        norm.weight,
+        (query, key, value),
+        inner.o_proj.weight,
+        cos=cos,
+        sin=sin,
+        packing=packing,
+        wanted=packing.predictors if layer.is_last else None,
+        epsilon=norm.variance_epsilon,
+        dtype=dtype,
+    )
 
 
 def _padded_attention(
@@ -102,17 +123,24 @@ def _padded_attention(
     position_embeddings: tuple[Tensor, Tensor],
     attention_mask: Tensor | None = None,
     past_key_values: Any = None,
+    *,
+    dtype: torch.dtype,
     **_: Any,
 ) -> Float[Tensor, "N H"]:
     inner, norm = layer.self_attn, layer.input_layernorm
     cos, sin = (table[:, :, None] for table in position_embeddings)
     h = rms_norm(x, norm.weight, norm.variance_epsilon)
-    shape = (*h.shape[:-1], -1, inner.head_dim)
-    query = rotate(linear(h, inner.q_proj.weight, inner.q_proj.bias).view(shape), cos, sin).transpose(1, 2)
-    key = rotate(linear(h, inner.k_proj.weight, inner.k_proj.bias).view(shape), cos, sin).transpose(1, 2)
-    value = linear(h, inner.v_proj.weight, inner.v_proj.bias).view(shape).transpose(1, 2)
+    factor = cast(h, dtype, "normed")
+
+    def heads(projection: Any) -> Tensor:
+        weight, bias = (lowered(w, dtype) for w in (projection.weight, projection.bias))
+        return linear(factor, weight, bias).to(x.dtype).view(*h.shape[:-1], -1, inner.head_dim)
+
+    query, key = (rotate(heads(p), cos, sin).transpose(1, 2) for p in (inner.q_proj, inner.k_proj))
+    value = heads(inner.v_proj).transpose(1, 2)
     if past_key_values is not None:
         key, value = past_key_values.update(key, value, inner.layer_idx)
     out, _none = attention(inner, query, key, value, attention_mask, scaling=inner.scaling)
     rows = x.flatten(0, -2)
-    return torch.addmm(rows, out.reshape(len(rows), -1), inner.o_proj.weight.T)
+    attended = cast(out.reshape(len(rows), -1), dtype, "attended")
+    return added(rows, attended, lowered(inner.o_proj.weight, dtype).T)

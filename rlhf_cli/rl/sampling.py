@@ -11,6 +11,7 @@ from rlhf_cli.rl.packing import packs
 from rlhf_cli.rl.randomness import uniforms
 from rlhf_cli.rl.recorded import recorded, records
 from rlhf_cli.rl.rollout import Prompts, Rollout
+from rlhf_cli.rl.scratch import scratch
 
 
 @torch.no_grad()
@@ -93,23 +94,24 @@ def _grow(
     padded = bool((prompts.lengths < width).any())
     # the prompts, each once; then one token a row and a step
     states = prefill(trunk, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
-    rows = torch.arange(count, device=device)
-    decoder = Decoder(trunk, cache) if decodes(trunk) else None
+    rows, going = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
+    decoder = Decoder(trunk, head.weight, cache) if decodes(trunk) else None
     for at in range(longest):
-        logits = head(states).float()
+        logits = decoder.logits(states) if decoder else head(states).float()
         if temperature != 1:
-            logits = logits / temperature
+            logits.div_(temperature)
         token, logprob = draw(logits, chances[rows, at])
         responses[rows, at], logprobs[rows, at] = token, logprob
-        done = ends[token]
-        if done.any():
-            movers, holes, left = survivors(~done)
-            if not left:
-                break
+        going &= ~ends[token]
+        left = int(going.sum())
+        if not left:
+            break
+        if (stay := some_more(going, left, decoder.unit if decoder else 1)) is not None:
+            movers, holes, left = survivors(stay)
             cache.keep(movers, holes, left)
-            for x in (rows, token, real):
+            for x in (rows, token, real, going):
                 x[holes] = x[movers]
-            rows, token, real = rows[:left], token[:left], real[:left]
+            rows, token, real, going = rows[:left], token[:left], real[:left], going[:left]
         if at + 1 == longest:
             break
         seen, positions = real[:, : width + at + 1], prompts.lengths[rows] + at
@@ -119,6 +121,15 @@ def _grow(
             mask = mask_for(trunk, seen, queries=1, padded=padded)
             states = forward(trunk, cache, token[:, None], mask, positions[:, None])
     return responses, logprobs
+
+
+def some_more(going: Bool[Tensor, " B"], left: int, unit: int) -> Bool[Tensor, " B"] | None:
+    """Those of the rows that stay in the batch: the `left` that go on and, to a multiple of `unit`, some that are done;
+    None where that is all of them."""
+    spare = -(-left // unit) * unit - left
+    if left + spare >= len(going):
+        return None
+    return going | (~going & ((~going).cumsum(0) <= spare)) if spare else going
 
 
 def prefill(
@@ -168,7 +179,7 @@ def draw(logits: Float[Tensor, "B V"], uniform: Float[Tensor, " B"]) -> tuple[In
     """
     count, vocabulary = logits.shape
     top = logits.amax(-1, keepdim=True)
-    weights = (logits - top).exp_()
+    weights = torch.sub(logits, top, out=scratch("weights", logits)).exp_()
     if vocabulary % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -vocabulary % BLOCK))
     blocks = weights.view(count, -1, BLOCK)

@@ -4,18 +4,20 @@ time, which costs more than the operation that fills it; a GPU's allocator keeps
 import torch
 from torch import Tensor
 
-_scratch: dict[str, Tensor] = {}
+_scratch: dict[tuple[str, torch.dtype], Tensor] = {}
 _returned: dict[torch.dtype, Tensor] = {}
 
 
-def scratch(name: str, like: Tensor, shape: tuple[int, ...] | None = None) -> Tensor:
-    """Uninitialised memory of `like`'s kind that is the caller's until it asks for the same name again."""
-    shape = tuple(like.shape) if shape is None else shape
+def scratch(
+    name: str, like: Tensor, shape: tuple[int, ...] | None = None, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Uninitialised memory of `like`'s kind that is the caller's until it asks for the same name and dtype again."""
+    shape, dtype = tuple(like.shape) if shape is None else shape, dtype or like.dtype
     if like.device.type != "cpu":
-        return like.new_empty(shape)
-    held = _scratch.get(name)
-    if held is None or held.numel() < torch.Size(shape).numel() or held.dtype != like.dtype:
-        _scratch[name] = held = _fresh(like, (torch.Size(shape).numel(),), like.dtype)
+        return like.new_empty(shape, dtype=dtype)
+    held = _scratch.get((name, dtype))
+    if held is None or held.numel() < torch.Size(shape).numel():
+        _scratch[name, dtype] = held = _fresh(like, (torch.Size(shape).numel(),), dtype)
     return _first(held, shape)
 
 

@@ -20,6 +20,7 @@ from rlhf_cli.rl.finite import check_finite
 from rlhf_cli.rl.forward import keepable, read, response_logprobs, response_values
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
+from rlhf_cli.rl.products import forget_copies
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.sampling import sample
 from rlhf_cli.training import distributed
@@ -261,6 +262,7 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
         old.append(logprobs)
         reference.append(ref)
         values.append(value)
+    forget_copies()  # the critic's are not needed before the actor has learned
     width = rollout.responses.shape[1]
     zero = torch.zeros_like(rollout.logprobs)
     with torch.set_grad_enabled(keeps):

@@ -17,6 +17,7 @@ from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.finite import NonFinite, check_finite
 from rlhf_cli.rl.forward import Reading, read, response_values
 from rlhf_cli.rl.gradients import in_place
+from rlhf_cli.rl.products import forget_copies
 from rlhf_cli.rl.quick import differentiable_twice
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
@@ -57,6 +58,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * scale
         self.optimizer.step()
+        forget_copies()
         self.forget()
         return float(norm)
 

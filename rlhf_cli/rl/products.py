@@ -1,0 +1,95 @@
+"""Products of the CPU's layers, in the weights' own precision or in bfloat16, for which some CPUs have a matrix unit.
+
+In bfloat16 only a product's factors and what it gives are; weights, their gradients and the stream from layer to layer
+stay float32. A weight is cast once for as long as it does not change.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from rlhf_cli.rl.scratch import scratch
+
+_copies = WeakTensorKeyDictionary()  # weight -> (its version, the copy)
+
+
+def products_dtype(x: Tensor) -> torch.dtype:
+    """Of the products that x goes into: autocast's, where that is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in this dtype; a copy is kept and made anew when the weight has changed. Neither a fused optimizer nor
+    what puts a split model together tells of its changes: `forget_copies` after an optimizer's step."""
+    if weight.dtype == dtype:
+        return weight
+    version, copy = _copies.get(weight, (-1, None))
+    if copy is None or copy.dtype != dtype:
+        with torch.inference_mode(False):  # what is made inside could never be written to outside
+            copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+    if version != weight._version:
+        with torch.no_grad():
+            copy.copy_(weight)
+        _copies[weight] = weight._version, copy
+    return copy
+
+
+def forget_copies() -> None:
+    """Of all weights: after a step of an optimizer, and where their memory is wanted for something else."""
+    _copies.clear()
+
+
+def padded(rows: int, like: Tensor, dtype: torch.dtype) -> int:
+    """How many rows a product in this dtype is to have. The CPU's library makes a program for each new shape in
+    bfloat16, which takes longer than the product, so shapes are few: at most an eighth more rows, or up to 32."""
+    if dtype != torch.bfloat16 or like.device.type != "cpu":
+        return rows
+    step = max(32, 2 ** ((rows - 1).bit_length() - 3)) if rows else 1
+    return -(-rows // step) * step
+
+
+def cast(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """x itself where it is of this dtype, else in the scratch memory of that name."""
+    return x if x.dtype == dtype else scratch(name, x, dtype=dtype).copy_(x)
+
+
+def added(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """x + a b, in x's dtype."""
+    return torch.addmm(x, a, b) if x.dtype == a.dtype else x + torch.mm(a, b, out=_room(a, b))
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total += a b."""
+    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(torch.mm(a, b, out=_room(a, b)))
+
+
+def _room(a: Tensor, b: Tensor) -> Tensor:
+    return scratch("added", a, (a.shape[0], b.shape[1]))
+
+
+def in_float32(product: Callable[..., Tensor], a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm` or `torch.bmm`, given in float32. A GPU sums bfloat16 numbers up in float32 and gives that; rounded to
+    bfloat16, as the CPU gives it, a logit of 20 is off by up to 0.06."""
+    if a.dtype == torch.float32:
+        return product(a, b)
+    return product(a, b, out_dtype=torch.float32) if a.is_cuda else product(a, b).float()
+
+
+@contextmanager
+def factors_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, the CPU's products of float32 matrices round their factors to bfloat16, if that is `dtype`, and nothing
+    else: what is summed up stays float32. A setting of the whole process, so for a product, not for a model."""
+    if dtype != torch.bfloat16:
+        yield
+        return
+    unit: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, unit.fp32_precision = unit.fp32_precision, "bf16"
+    try:
+        yield
+    finally:
+        unit.fp32_precision = before

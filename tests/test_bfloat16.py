@@ -1,0 +1,202 @@
+"""precision=bf16 on the CPU: our layers, head and decoding against float64 and against autocast's own rounding."""
+
+import copy
+
+import pytest
+import torch
+from test_rollout import prompts, roll
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rlhf_cli.rl import decode, products, sampling
+from rlhf_cli.rl.forward import response_logprobs, response_values
+from rlhf_cli.rl.head import token_logprobs
+from rlhf_cli.rl.packing import pack, packed_states, register
+from rlhf_cli.rl.quick import differentiable_twice, quicken
+from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.training.update import Learner
+
+BF16 = torch.autocast("cpu", torch.bfloat16)
+CONFIG = Qwen2Config(
+    vocab_size=60,
+    hidden_size=decode.WIDE,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=512,
+    tie_word_embeddings=True,
+    initializer_range=0.08,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    made = Qwen2ForCausalLM(CONFIG).eval()
+    with torch.no_grad():
+        for vector in (p for p in made.parameters() if p.ndim == 1):
+            vector += 0.3 * torch.randn_like(vector)
+    made.set_attn_implementation(register())
+    return quicken(made)
+
+
+@pytest.fixture(scope="module")
+def rollout(model: Qwen2ForCausalLM) -> Rollout:
+    return roll(model, prompts([3, 7, 5, 1, 6], 9))
+
+
+def gradients(model: Qwen2ForCausalLM, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log-probs, the gradient of a weighted sum of log-probs and entropies in all weights), as float64."""
+    logprobs, entropies = response_logprobs(model, rollout, temperature=0.9)
+    weights = torch.randn(2, *logprobs.shape, generator=torch.Generator().manual_seed(1))
+    loss = (torch.stack([logprobs, entropies]) * weights).sum()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+    return logprobs.detach().double(), torch.cat([g.double().flatten() for g in found])
+
+
+def test_rounding_is_about_autocasts(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
+    exact = gradients(copy.deepcopy(model).double(), rollout)
+    with BF16:
+        ours = gradients(model, rollout)
+        with sdpa_kernel(SDPBackend.MATH), differentiable_twice():
+            theirs = gradients(model, rollout)
+    for right, one, other in zip(exact, ours, theirs, strict=True):
+        off, as_usual = (float((x - right).norm() / right.norm()) for x in (one, other))
+        assert 1e-5 < off < 1.25 * as_usual < 0.1  # above 1e-5: the products really are in bfloat16
+
+
+def test_a_frozen_model_in_bfloat16_is_as_near_as_its_master(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.no_grad():
+        exact = response_logprobs(copy.deepcopy(model).double(), rollout, temperature=0.9)[0]
+        with BF16:
+            master, frozen = (response_logprobs(m, rollout, temperature=0.9)[0] for m in (model, low))
+    assert frozen.dtype == torch.float32
+    assert float((frozen - exact).norm()) < 2 * float((master - exact).norm())
+
+
+def test_a_copy_follows_its_weight() -> None:
+    layer = torch.nn.Linear(4, 8)
+    weight = layer.weight
+    first = products.lowered(weight, torch.bfloat16)
+    assert products.lowered(weight, torch.bfloat16) is first
+    assert products.lowered(weight, torch.float32) is weight
+
+    def is_current() -> bool:
+        return torch.equal(products.lowered(weight, torch.bfloat16), weight.to(torch.bfloat16))
+
+    with torch.no_grad():
+        weight.mul_(2)
+    assert is_current()
+    with torch.inference_mode():
+        weight.mul_(2)
+        assert is_current()
+    layer.load_state_dict({"weight": torch.randn(8, 4), "bias": torch.zeros(8)})
+    assert is_current()
+    learner = Learner(layer, learning_rate=0.1, weight_decay=0.0, max_grad_norm=1.0)
+    for parameter in learner.parameters:
+        parameter.grad = torch.ones_like(parameter)
+    learner.step(1.0)  # the fused optimizer does not count it as a change
+    assert is_current()
+
+
+def test_logits_are_rounded_in_their_factors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logit near 20 in bfloat16 is a multiple of 0.125; and the setting is as it was afterwards."""
+    unit = torch.backends.mkldnn.matmul
+    before = unit.fp32_precision
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(n, 64, generator=generator).bfloat16().float() for n in (33, 500))
+    labels = torch.randint(500, (33,), generator=generator)
+    wanted = (states.double() @ weight.double().T).log_softmax(1).gather(1, labels[:, None]).squeeze(1)
+    for head in (weight, weight.bfloat16()):
+        with BF16, torch.no_grad():
+            found, _ = token_logprobs(states, head, labels, temperature=1.0)
+        torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=0)
+        assert unit.fp32_precision == before
+    with pytest.raises(ZeroDivisionError), products.factors_in(torch.bfloat16):
+        _ = 1 / 0
+    assert unit.fp32_precision == before
+
+
+def test_numbers_of_rows_are_few_and_little_more_than_needed() -> None:
+    like = torch.zeros(1)
+    sizes = {n: products.padded(n, like, torch.bfloat16) for n in range(1, 4000)}
+    assert all(n <= size < n + max(32, n / 4) for n, size in sizes.items())
+    assert len(set(sizes.values())) < 60
+    assert products.padded(0, like, torch.bfloat16) == 0
+    assert products.padded(33, like, torch.float32) == 33
+
+
+def test_tokens_that_fill_up_change_nothing(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
+    trunk = model.get_decoder()
+    plain = pack(rollout)
+    for filled in (pack(rollout, lambda n: n + 7), pack(rollout, lambda n: 10 * n)):
+        assert len(filled.ids) > len(plain.ids)
+        assert len(filled.predictors) > len(plain.predictors)
+        assert len(filled.predictors.unique()) == len(filled.predictors)
+        states = [packed_states(trunk, p) for p in (plain, filled)]
+        torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
+        direction = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(2))
+        wanted, had = (torch.autograd.grad((s * direction).sum(), list(trunk.parameters())) for s in states)
+        for one, other in zip(had, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+
+
+def test_rows_that_are_done_may_stay_without_a_difference(
+    model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = prompts([3, 7, 5, 1, 6, 2, 4, 8, 3, 5, 7], 9)
+    alone = roll(model, given, max_length=40)
+    initial = decode.Decoder.__init__
+
+    def in_fours(self: decode.Decoder, *arguments: object) -> None:
+        initial(self, *arguments)  # type: ignore[arg-type]
+        self.unit = 4
+
+    monkeypatch.setattr(decode.Decoder, "__init__", in_fours)
+    together = roll(model, given, max_length=40)
+    assert len(alone.lengths.unique()) > 3
+    for name in ("responses", "lengths", "ended"):
+        assert torch.equal(getattr(together, name), getattr(alone, name))
+    torch.testing.assert_close(together.logprobs, alone.logprobs, atol=1e-5, rtol=0)
+
+
+def test_what_was_sampled_has_the_log_probs_of_training(model: Qwen2ForCausalLM) -> None:
+    with BF16:
+        sampled = roll(model, prompts([3, 7, 5, 1, 6, 2, 4, 8, 3, 5], 9), max_length=30)
+        assert decode.Decoder(model.get_decoder(), model.lm_head.weight, _Columns()).dtype == torch.bfloat16
+        with torch.no_grad():
+            read, _ = response_logprobs(model, sampled, temperature=0.9)
+    assert sampled.logprobs.dtype == torch.float32
+    torch.testing.assert_close(sampled.logprobs, read, atol=0.1, rtol=0)
+    assert float((sampled.logprobs - read).abs()[sampled.mask].mean()) < 0.02
+
+
+class _Columns:
+    columns, layers = 9, ()
+
+
+def test_rows_to_keep_are_those_that_go_on_and_the_first_of_the_others() -> None:
+    going = torch.tensor([False, True, False, True, False, True])
+    stay = sampling.some_more(going, 3, 4)
+    assert stay is not None
+    assert stay.tolist() == [True, True, False, True, False, True]
+    assert sampling.some_more(going, 3, 8) is None
+    one = sampling.some_more(going, 3, 1)
+    assert one is not None
+    assert torch.equal(one, going)
+    assert sampling.some_more(torch.ones(6, dtype=torch.bool), 6, 1) is None
+
+
+def test_values_in_bfloat16_are_near(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
+    from transformers import Qwen2ForTokenClassification
+
+    torch.manual_seed(0)
+    critic = quicken(Qwen2ForTokenClassification(Qwen2Config(**CONFIG.to_dict() | {"num_labels": 1})).eval())
+    critic.set_attn_implementation(register())
+    with torch.no_grad():
+        exact = response_values(critic, rollout)
+        with BF16:
+            low = response_values(critic, rollout)
+    assert low.dtype == torch.float32
+    assert float((low - exact).norm() / exact.norm()) < 0.02
