@@ -119,12 +119,13 @@ def test_logits_are_rounded_in_their_factors_only(monkeypatch: pytest.MonkeyPatc
 
 
 def test_numbers_of_rows_are_few_and_little_more_than_needed() -> None:
-    like = torch.zeros(1)
-    sizes = {n: products.padded(n, like, torch.bfloat16) for n in range(1, 4000)}
+    sizes = {n: products.padded(n) for n in range(4000)}
     assert all(n <= size < n + max(32, n / 4) for n, size in sizes.items())
     assert len(set(sizes.values())) < 60
-    assert products.padded(0, like, torch.bfloat16) == 0
-    assert products.padded(33, like, torch.float32) == 33
+    like = torch.zeros(1)
+    assert products.sizes(like, torch.bfloat16)(33) == 64
+    assert products.sizes(like, torch.float32)(33) == 33
+    assert products.sizes(like.to("meta"), torch.bfloat16)(33) == 33
 
 
 def test_tokens_that_fill_up_change_nothing(model: Qwen2ForCausalLM, rollout: Rollout) -> None:

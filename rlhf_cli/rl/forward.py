@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.head import token_logprobs
 from rlhf_cli.rl.packing import pack, packed_states, packs
-from rlhf_cli.rl.products import padded, products_dtype
+from rlhf_cli.rl.products import products_dtype, sizes
 from rlhf_cli.rl.rollout import Rollout
 
 CHUNK_ELEMENTS = 2**26
@@ -39,7 +39,7 @@ def predicting_states(trunk: Any, rollout: Rollout) -> Float[Tensor, "M H"]:
     if not packs(trunk):
         return response_states(trunk, rollout)[rollout.mask]
     weight = trunk.embed_tokens.weight
-    return packed_states(trunk, pack(rollout, lambda rows: padded(rows, weight, products_dtype(weight))))
+    return packed_states(trunk, pack(rollout, sizes(weight, products_dtype(weight))))
 
 
 def response_states(trunk: nn.Module, rollout: Rollout) -> Float[Tensor, "B R H"]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_cli.rl.gradients import gradient_of, rest
-from rlhf_cli.rl.products import factors_in, in_float32, padded, products_dtype
+from rlhf_cli.rl.products import factors_in, in_float32, products_dtype, sizes
 from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
@@ -54,7 +54,7 @@ class _TokenLogprobs(torch.autograd.Function):
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         chunks = _chunks(count, vocabulary, states)
         keeps = ctx.needs_input_grad[0] and len(chunks) == 1
-        room = borrow(states, (padded(chunks[0].stop, states, dtype), vocabulary), wide)
+        room = borrow(states, (sizes(states, dtype)(chunks[0].stop), vocabulary), wide)
         logprobs, entropies, total = (states.new_empty(count, dtype=wide) for _ in range(3))
         for rows in chunks:
             logits = _logits(_some(states, rows, dtype), weight, dtype, out=room)
@@ -79,7 +79,7 @@ class _TokenLogprobs(torch.autograd.Function):
         d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
         d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
         chunks = _chunks(len(states), weight.shape[0], states)
-        size = (padded(chunks[0].stop, states, dtype), weight.shape[0])
+        size = (sizes(states, dtype)(chunks[0].stop), weight.shape[0])
         room = borrow(states, size, total.dtype) if kept is None else kept
         for rows in chunks:
             some_states = _some(states, rows, dtype)
@@ -101,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
 def _some(states: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:
     """Of the states a chunk, filled up with zeros to a number of rows that products have been made for."""
     some = states[rows]
-    size = padded(len(some), states, dtype)
+    size = sizes(states, dtype)(len(some))
     return some if size == len(some) else torch.nn.functional.pad(some, (0, 0, 0, size - len(some)))
 
 

@@ -74,9 +74,8 @@ def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
     in_prompt, in_response = at < before, (at >= before) & (at < end)
     owner = _owner(rollout, rows)
     fresh = (in_prompt & (owner == rows)[:, None]) | in_response
-    count = int(fresh.sum())
-    if size(count) > count:  # tokens after the end, which nothing sees
-        after = at >= end
+    if size is not int:  # tokens after the end, which nothing sees
+        count, after = int(fresh.sum()), at >= end
         in_response |= after & (after.flatten().cumsum(0) <= size(count) - count).view(after.shape)
         fresh |= in_response
     number = (fresh.flatten().cumsum(0) - 1).view(fresh.shape)
@@ -86,7 +85,7 @@ def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
     back, empty = (x.flatten().nonzero().squeeze(1) for x in (fresh, ~fresh))
     last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
     predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
-    if size(len(predictors)) > len(predictors):
+    if size is not int:
         others = torch.ones(int(fresh.sum()), dtype=torch.bool, device=rows.device).index_fill_(0, predictors, False)
         predictors = torch.cat([predictors, others.nonzero().squeeze(1)[: size(len(predictors)) - len(predictors)]])
     return Packing(

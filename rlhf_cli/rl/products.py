@@ -44,11 +44,14 @@ def forget_copies() -> None:
     _copies.clear()
 
 
-def padded(rows: int, like: Tensor, dtype: torch.dtype) -> int:
-    """How many rows a product in this dtype is to have. The CPU's library makes a program for each new shape in
-    bfloat16, which takes longer than the product, so shapes are few: at most an eighth more rows, or up to 32."""
-    if dtype != torch.bfloat16 or like.device.type != "cpu":
-        return rows
+def sizes(like: Tensor, dtype: torch.dtype) -> Callable[[int], int]:
+    """How many rows a product in this dtype is to have, of how many it needs: as many, or `padded`."""
+    return padded if dtype == torch.bfloat16 and like.device.type == "cpu" else int
+
+
+def padded(rows: int) -> int:
+    """At most an eighth or 31 more, so that there are few sizes: the CPU's library makes a program for each new shape
+    in bfloat16, which takes longer than the product."""
     step = max(32, 2 ** ((rows - 1).bit_length() - 3)) if rows else 1
     return -(-rows // step) * step
 

@@ -18,7 +18,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.models.memory import at_shortage, out_of_memory
 from rlhf_cli.rl.decode import angles, plain, turned
-from rlhf_cli.rl.head import in_float32
+from rlhf_cli.rl.products import in_float32
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
