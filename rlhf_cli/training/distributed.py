@@ -12,6 +12,7 @@ Left out: pipeline and tensor parallelism. The models of these studies fit one G
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -174,6 +175,8 @@ def shard(model: Any, device: torch.device) -> Any:
     if world() == 1 or model is None:
         return model
     mesh = init_device_mesh(device.type, (world(),))
+    # nobody adds in place to what a layer gives, which is all that the warning is about
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")
     for layer in layers(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
         # a sum, not a mean: every process differentiates its rows' part of one loss
