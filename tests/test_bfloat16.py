@@ -1,6 +1,8 @@
 """precision=bf16 on the CPU: our layers, head and decoding against float64 and against autocast's own rounding."""
 
 import copy
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from rlhf_cli.rl.forward import response_logprobs, response_values
 from rlhf_cli.rl.head import token_logprobs
 from rlhf_cli.rl.packing import pack, packed_states, register
 from rlhf_cli.rl.quick import differentiable_twice, quicken
-from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.rl.rollout import Prompts, Rollout
 from rlhf_cli.training.update import Learner
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
@@ -128,19 +130,42 @@ def test_numbers_of_rows_are_few_and_little_more_than_needed() -> None:
     assert products.sizes(like.to("meta"), torch.bfloat16)(33) == 33
 
 
+def shared(model: Qwen2ForCausalLM) -> Rollout:
+    """Two groups of four with one prompt each, responses of 8 tokens: fewer predictors than response tokens."""
+    given = prompts([9, 9], 9)
+    repeated = Prompts(*(x.repeat_interleave(4, 0) for x in (given.ids, given.lengths, given.index, given.group)))
+    found = roll(model, replace(repeated, index=torch.arange(8)), max_length=8)
+    return replace(found, lengths=torch.full_like(found.lengths, 8))
+
+
 def test_tokens_that_fill_up_change_nothing(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
     trunk = model.get_decoder()
-    plain = pack(rollout)
-    for filled in (pack(rollout, lambda n: n + 7), pack(rollout, lambda n: 10 * n)):
-        assert len(filled.ids) > len(plain.ids)
-        assert len(filled.predictors) > len(plain.predictors)
-        assert len(filled.predictors.unique()) == len(filled.predictors)
-        states = [packed_states(trunk, p) for p in (plain, filled)]
-        torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
-        direction = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(2))
-        wanted, had = (torch.autograd.grad((s * direction).sum(), list(trunk.parameters())) for s in states)
-        for one, other in zip(had, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-4)
+    for given in (rollout, shared(model), rollout.select(slice(0, 1))):
+        plain, tokens = pack(given), int(given.lengths.sum())
+        for size in (lambda n: n + 7, lambda n: 10 * n, lambda n, tokens=tokens: max(n, tokens)):
+            filled = pack(given, size)
+            assert len(filled.ids) >= len(plain.ids)
+            assert torch.equal(filled.predictors, filled.predictors.unique())
+            for layers in (nullcontext, differentiable_twice):
+                with layers():
+                    states = [packed_states(trunk, p) for p in (plain, filled)]
+                    torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
+                    direction = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(2))
+                    losses = [(s * direction).sum() for s in states]
+                    wanted, had = (torch.autograd.grad(loss, list(trunk.parameters())) for loss in losses)
+                for one, other in zip(had, wanted, strict=True):
+                    torch.testing.assert_close(one, other, atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8])
+def test_groups_have_the_log_probs_of_float32(model: Qwen2ForCausalLM, length: int) -> None:
+    given = shared(model)
+    given = replace(given, lengths=torch.full_like(given.lengths, length))
+    with torch.no_grad():
+        exact = response_logprobs(model, given, temperature=0.9)[0]
+        with BF16:
+            low = response_logprobs(model, given, temperature=0.9)[0]
+    torch.testing.assert_close(low, exact, atol=0.15, rtol=0)
 
 
 def test_rows_that_are_done_may_stay_without_a_difference(

@@ -38,6 +38,8 @@ class Packing:
     """The packed tokens from which response tokens are predicted, and a few more: what the last layer must tell."""
     predictor: Int[Tensor, " M"]
     """Which of them predicts each response token, in the order of `responses[mask]`."""
+    direct: bool
+    """The first predicts the first, and so on: `predictor` changes nothing."""
 
     def spread(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
         """What each place of each rollout reads; anything where there is no token."""
@@ -85,9 +87,13 @@ def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
     back, empty = (x.flatten().nonzero().squeeze(1) for x in (fresh, ~fresh))
     last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
     predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
+    direct = len(predictors) == len(predictor)
     if size is not int:
         others = torch.ones(int(fresh.sum()), dtype=torch.bool, device=rows.device).index_fill_(0, predictors, False)
-        predictors = torch.cat([predictors, others.nonzero().squeeze(1)[: size(len(predictors)) - len(predictors)]])
+        more = others.nonzero().squeeze(1)[: size(len(predictors)) - len(predictors)]
+        direct &= not len(more)
+        predictors, order = torch.cat([predictors, more]).sort()
+        predictor = order.argsort()[predictor]
     return Packing(
         ids=torch.where(in_prompt, prompt_ids, response_ids).flatten()[back],
         positions=back % len(at),
@@ -98,6 +104,7 @@ def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
         whole=not len(empty),
         predictors=predictors,
         predictor=predictor,
+        direct=direct,
     )
 
 
@@ -131,7 +138,7 @@ def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "M H"]:
     states = output.last_hidden_state.squeeze(0)
     if len(states) != len(packing.predictors):  # quick layers leave out the rest
         states = states.index_select(0, packing.predictors)
-    return states if len(states) == len(packing.predictor) else states.index_select(0, packing.predictor)
+    return states if packing.direct else states.index_select(0, packing.predictor)
 
 
 def attention(
