@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_rollout import prompts, roll
+from test_rollout import born, prompts, roll
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -33,11 +33,7 @@ CONFIG = Qwen2Config(
 
 @pytest.fixture(scope="module")
 def model() -> Qwen2ForCausalLM:
-    torch.manual_seed(0)
-    made = Qwen2ForCausalLM(CONFIG).eval()
-    with torch.no_grad():
-        for vector in (p for p in made.parameters() if p.ndim == 1):
-            vector += 0.3 * torch.randn_like(vector)
+    made = born(CONFIG)
     made.set_attn_implementation(register())
     return quicken(made)
 
@@ -102,7 +98,7 @@ def test_a_copy_follows_its_weight() -> None:
     assert is_current()
 
 
-def test_logits_are_rounded_in_their_factors_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_rounded_in_their_factors_only() -> None:
     """A logit near 20 in bfloat16 is a multiple of 0.125; and the setting is as it was afterwards."""
     unit = torch.backends.mkldnn.matmul
     before = unit.fp32_precision

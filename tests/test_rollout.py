@@ -32,13 +32,18 @@ CONFIG = Qwen2Config(
 EOS = (0, 1)
 
 
-@pytest.fixture(scope="module")
-def model() -> Qwen2ForCausalLM:
+def born(config: Qwen2Config) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
-    made = Qwen2ForCausalLM(CONFIG).eval()
+    made = Qwen2ForCausalLM(config).eval()
     with torch.no_grad():
         for vector in (p for p in made.parameters() if p.ndim == 1):
             vector += 0.3 * torch.randn_like(vector)  # norms are born as ones and biases as zeros
+    return made
+
+
+@pytest.fixture(scope="module")
+def model() -> Qwen2ForCausalLM:
+    made = born(CONFIG)
     made.generation_config.top_k, made.generation_config.repetition_penalty = 1, 9.0  # must not leak
     return made
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf_cli.rl.gradients import gradient_of, rest
-from rlhf_cli.rl.products import factors_in, in_float32, products_dtype, sizes
+from rlhf_cli.rl.products import add_product_, factors_in, products_dtype, sizes
 from rlhf_cli.rl.scratch import borrow, give_back, scratch
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
@@ -93,7 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
             with factors_in(dtype):
                 d_states[rows] = torch.mm(d, weight.to(d.dtype))[: rows.stop - rows.start]
                 if d_weight is not None:
-                    _add_product_(d_weight, d.T, some_states)
+                    add_product_(d_weight, d.T, some_states)
         give_back(room)
         return d_states, None if d_weight is None else rest(weight, d_weight), None, None, None
 
@@ -121,10 +121,6 @@ def _logits(states: Tensor, weight: Tensor, dtype: torch.dtype, *, out: Tensor) 
             piece = weight[at : at + VOCABULARY].to(out.dtype)
             torch.mm(states, piece.T, out=out[:, at : at + VOCABULARY])
     return out
-
-
-def _add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    total.addmm_(a, b) if total.dtype == a.dtype else total.add_(in_float32(torch.mm, a, b))
 
 
 def _exponentials_(x: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Products of the CPU's layers, in the weights' own precision or in bfloat16, for which some CPUs have a matrix unit.
 
 In bfloat16 only a product's factors and what it gives are; weights, their gradients and the stream from layer to layer
-stay float32. A weight is cast once for as long as it does not change.
+stay float32. A weight's copy is kept while the weight is as it was, or until `forget_copies`.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,7 +68,9 @@ def added(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total += a b."""
-    return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(torch.mm(a, b, out=_room(a, b)))
+    if total.dtype == a.dtype:
+        return total.addmm_(a, b)
+    return total.add_(in_float32(torch.mm, a, b) if a.is_cuda else torch.mm(a, b, out=_room(a, b)))
 
 
 def _room(a: Tensor, b: Tensor) -> Tensor:
