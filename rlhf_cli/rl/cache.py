@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -10,45 +10,53 @@ from transformers.cache_utils import Cache, DynamicLayer
 class RowCache(Cache):
     """For `len(owner)` rows and at most `columns` tokens; `owner` names the prefilled prompt of each row."""
 
+    store: Float[Tensor, "layers 2 B heads T D"]
+    """Keys and values."""
+
     def __init__(self, layers: int, owner: Int[Tensor, " B"], columns: int) -> None:
-        self.stores = [Layer(self) for _ in range(layers)]
+        self.stores = [Layer(self, i) for i in range(layers)]
         super().__init__(layers=[*self.stores])
         self.owner, self.columns, self.rows = owner, columns, len(owner)
 
+    def lay_out(self, like: Float[Tensor, "U heads P D"]) -> None:
+        _, heads, _, size = like.shape
+        self.store = like.new_empty((len(self.stores), 2, self.rows, heads, self.columns, size))
+
     def keep(self, movers: Tensor, holes: Tensor, rows: int) -> None:
         """Rows `movers` move into `holes`; then only the first `rows` are left."""
-        for layer in self.stores:
-            for stored in layer.stored:
-                stored[holes, :, : layer.filled] = stored[movers, :, : layer.filled]
+        filled = self.store[:, :, :, :, : self.stores[0].filled]
+        filled[:, :, holes] = filled[:, :, movers]
         self.rows = rows
 
 
 class Layer(DynamicLayer):
     """One layer's part; nothing is concatenated or copied as it grows."""
 
-    stored: tuple[Tensor, Tensor]
-    """Keys and values: [rows, heads, columns, D]."""
-
-    def __init__(self, cache: RowCache) -> None:
+    def __init__(self, cache: RowCache, index: int) -> None:
         super().__init__()
-        self.cache, self.filled = cache, 0
+        self.cache, self.index, self.filled = cache, index, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Store what is new; returns all there is. The first call's rows are the prompts, each perhaps of many rows."""
-        start, rows = self.filled, self.cache.rows
-        if not start:
-            shape = (rows, key_states.shape[1], self.cache.columns, key_states.shape[3])
-            self.stored = key_states.new_empty(shape), value_states.new_empty(shape)
+        first, owner = not self.filled, self.cache.owner
+        if first:
+            if self.index == 0:
+                self.cache.lay_out(key_states)
             self.is_initialized = True
-        self.filled += key_states.shape[2]
-        self.keys, self.values = (x[:rows, :, : self.filled] for x in self.stored)
-        if not start:
-            self.keys.copy_(key_states[self.cache.owner])
-            self.values.copy_(value_states[self.cache.owner])
-            return key_states, value_states
-        self.keys[:, :, start:] = key_states
-        self.values[:, :, start:] = value_states
+        self.keys, self.values = self._grown(key_states.shape[2])
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            stored[:, :, -new.shape[2] :] = new[owner] if first else new
+        return (key_states, value_states) if first else (self.keys, self.values)
+
+    def add(self, both: Float[Tensor, "B 2 heads D"]) -> tuple[Tensor, Tensor]:
+        """The same for one more token of each row."""
+        self.keys, self.values = grown = self._grown(1)
+        grown[:, :, :, -1] = both.transpose(0, 1)
         return self.keys, self.values
+
+    def _grown(self, more: int) -> Float[Tensor, "2 B heads t D"]:
+        self.filled += more
+        return self.cache.store[self.index, :, : self.cache.rows, :, : self.filled]
 
 
 def survivors(going: Tensor) -> tuple[Tensor, Tensor, int]:

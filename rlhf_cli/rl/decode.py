@@ -65,7 +65,7 @@ class Decoder:
         self.size, self.groups = inner.head_dim, inner.num_key_value_groups
         self.kv_heads = trunk.config.num_key_value_heads
         self.heads = self.kv_heads * self.groups
-        self.floor = trunk.config.rms_norm_eps * trunk.config.hidden_size
+        self.floor = head.new_tensor(trunk.config.rms_norm_eps * trunk.config.hidden_size)
         self.norm = _of_unit_rows(trunk.norm)
         self.layers = [_weights(layer, self.dtype) for layer in trunk.layers]
         self.cos, self.sin = angles(trunk, cache.columns)
@@ -88,10 +88,10 @@ class Decoder:
         for weights, stored in zip(self.layers, self.cache.layers, strict=True):
             qkv = torch.addmm(weights.bias, self._factor(x, weights.first), weights.qkv)
             qkv = qkv.to(x.dtype).view(count, -1, self.size)
-            turn = turned(qkv[:, :both], cos, sin)
-            keys, values = stored.update(turn[:, self.heads :, None], qkv[:, both:, None])
+            turn_(qkv[:, :both], cos, sin)
+            keys, values = stored.add(qkv[:, self.heads :].view(count, 2, self.kv_heads, self.size))
             # one token's attention is two batched products; torch's kernel for it is made for many
-            query = turn[:, : self.heads].reshape(count * self.kv_heads, self.groups, self.size)
+            query = qkv[:, : self.heads].reshape(count * self.kv_heads, self.groups, self.size)
             scores = torch.bmm(query, keys.flatten(0, 1).transpose(1, 2))
             if hidden is not None:
                 scores.view(count, self.heads, -1).masked_fill_(hidden, -torch.inf)
@@ -109,11 +109,11 @@ class Decoder:
     def _unit(self, x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
         """Rows of length 1: x / √(mean x² + ε) is √H times that."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return x * length.square_().add_(self.floor).rsqrt_()
+        return x * torch.addcmul(self.floor, length, length).rsqrt_()
 
 
 def angles(trunk: Any, columns: int) -> tuple[Float[Tensor, "T 1 D"], Float[Tensor, "T 1 D"]]:
-    """The rotary embedding's tables for `turned`."""
+    """The rotary embedding's tables for `turn_`."""
     positions = torch.arange(columns, device=trunk.embed_tokens.weight.device)
     cos, sin = trunk.rotary_emb(positions.float(), positions[None])  # in float32, whatever the weights are in
     sign = torch.ones_like(sin[0, 0])
@@ -121,11 +121,12 @@ def angles(trunk: Any, columns: int) -> tuple[Float[Tensor, "T 1 D"], Float[Tens
     return cos.transpose(0, 1), (sin * sign).transpose(0, 1)
 
 
-def turned(
+def turn_(
     x: Float[Tensor, "B heads D"], cos: Float[Tensor, "#B #heads D"], sin: Float[Tensor, "#B #heads D"]
 ) -> Tensor:
-    """The rotary embedding; `sin` with a minus where the other half is taken away."""
-    return (x * cos).addcmul_(x.unflatten(-1, (2, -1)).flip(-2).flatten(-2), sin)
+    """The rotary embedding, in place; `sin` with a minus where the other half is taken away."""
+    halves_changed = x.roll(x.shape[-1] // 2, -1)
+    return x.mul_(cos).addcmul_(halves_changed, sin)
 
 
 def _weights(layer: Any, dtype: torch.dtype) -> Weights:

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding, rms_norm, silu
 
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.models.memory import at_shortage, out_of_memory
-from rlhf_cli.rl.decode import angles, plain, turned
+from rlhf_cli.rl.decode import angles, plain, turn_
 from rlhf_cli.rl.products import in_float32
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -176,7 +176,7 @@ class Recorded:
         for layer, keys, values in zip(self.layers, self.keys, self.values, strict=True):
             first, second = layer.norms.chunk(2)
             qkv = torch.addmm(layer.bias, self._normed(x, first), layer.qkv.T).view(self.rows, -1, self.size)
-            turn = turned(qkv[:, :both].float(), cos, sin).to(self.dtype)
+            turn = turn_(qkv[:, :both].float(), cos, sin).to(self.dtype)
             keys.index_copy_(2, self.column, turn[:, self.heads :, None])
             values.index_copy_(2, self.column, qkv[:, both:, None])
             query = turn[:, : self.heads].reshape(self.rows * self.kv_heads, self.groups, self.size)
