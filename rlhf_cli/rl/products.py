@@ -7,14 +7,16 @@ stay float32. A weight's copy is kept while the weight is as it was, or until `f
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from rlhf_cli.rl.scratch import scratch
 
-_copies = WeakTensorKeyDictionary()  # weight -> (its version, the copy)
+_copies: dict[int, tuple[ReferenceType[Tensor], int, Tensor]] = {}
+"""Of each weight's id: the weight, its version, the copy. Torch's own dictionary of tensors takes as long as a small
+operation."""
 
 
 def products_dtype(x: Tensor) -> torch.dtype:
@@ -28,14 +30,14 @@ def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
     what puts a split model together tells of its changes: `forget_copies` after an optimizer's step."""
     if weight.dtype == dtype:
         return weight
-    version, copy = _copies.get(weight, (-1, None))
-    if copy is None or copy.dtype != dtype:
-        with torch.inference_mode(False):  # what is made inside could never be written to outside
-            copy = torch.empty_like(weight, dtype=dtype, requires_grad=False)
-    if version != weight._version:
-        with torch.no_grad():
-            copy.copy_(weight)
-        _copies[weight] = weight._version, copy
+    key = id(weight)
+    if (found := _copies.get(key)) is not None:
+        whose, version, copy = found
+        if whose() is weight and version == weight._version and copy.dtype == dtype:
+            return copy
+    with torch.no_grad():
+        copy = weight.to(dtype)
+    _copies[key] = ref(weight, lambda _: _copies.pop(key, None)), weight._version, copy
     return copy
 
 

@@ -5,7 +5,10 @@ import torch
 from torch import Tensor
 
 _scratch: dict[tuple[str, torch.dtype], Tensor] = {}
+_views: dict[tuple[str, torch.dtype], dict[tuple[int, ...], Tensor]] = {}
 _returned: dict[torch.dtype, Tensor] = {}
+VIEWS = 64
+"""Of one piece of memory: making one costs as much as a small operation."""
 
 
 def scratch(
@@ -15,10 +18,18 @@ def scratch(
     shape, dtype = tuple(like.shape) if shape is None else shape, dtype or like.dtype
     if like.device.type != "cpu":
         return like.new_empty(shape, dtype=dtype)
-    held = _scratch.get((name, dtype))
-    if held is None or held.numel() < torch.Size(shape).numel():
-        _scratch[name, dtype] = held = _fresh(like, (torch.Size(shape).numel(),), dtype)
-    return _first(held, shape)
+    views = _views.setdefault((name, dtype), {})
+    view = views.get(shape)
+    if view is not None:
+        return view
+    held, size = _scratch.get((name, dtype)), torch.Size(shape).numel()
+    if held is None or held.numel() < size or len(views) == VIEWS:
+        views.clear()
+    if held is None or held.numel() < size:
+        _scratch[name, dtype] = held = _fresh(like, (size,), dtype)
+    with torch.inference_mode(False):
+        views[shape] = _first(held, shape)
+    return views[shape]
 
 
 def borrow(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
