@@ -52,13 +52,18 @@ WIDE = 256
 """Hidden size from which products of few rows are faster in bfloat16."""
 
 
+COPIED = 2**22
+"""Numbers of a head that is laid out anew for a rollout: 16 MB."""
+
+
 class Decoder:
     """Made anew for every rollout: it copies the weights into the form that it wants. Under autocast the products of
     wide models are in its dtype; what they are added to, attention and the logits are float32."""
 
     def __init__(self, trunk: Any, head: Tensor, cache: Any) -> None:
-        self.trunk, self.head, self.cache = trunk, head, cache
+        self.trunk, self.cache = trunk, cache
         self.dtype = products_dtype(head) if trunk.config.hidden_size >= WIDE else head.dtype
+        self.head = laid_out(head) if self.dtype == head.dtype and head.numel() <= COPIED else head.T
         self.unit = 8 if self.dtype == torch.bfloat16 else 1
         """Rows are left out by so many at once: see `products.padded`."""
         inner = trunk.layers[0].self_attn
@@ -74,7 +79,7 @@ class Decoder:
     def logits(self, states: Float[Tensor, "B H"]) -> Float[Tensor, "B V"]:
         """In memory that the next step's are written to."""
         with factors_in(self.dtype):
-            return torch.mm(states, self.head.T, out=scratch("next logits", states, (len(states), len(self.head))))
+            return torch.mm(states, self.head, out=scratch("next logits", states, (len(states), self.head.shape[1])))
 
     @torch.autocast("cpu", enabled=False)
     def step(

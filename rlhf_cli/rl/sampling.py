@@ -109,7 +109,7 @@ def _grow(
         if (stay := some_more(going, left, decoder.unit if decoder else 1)) is not None:
             movers, holes, left = survivors(stay)
             cache.keep(movers, holes, left)
-            for x in (rows, token, real, going):
+            for x in (rows, token, going, *([real] if padded else [])):
                 x[holes] = x[movers]
             rows, token, real, going = rows[:left], token[:left], real[:left], going[:left]
         if at + 1 == longest:
