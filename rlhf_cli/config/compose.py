@@ -1,7 +1,8 @@
 """Composing configs outside Hydra's job: checked before anything runs, and inherited from a saved run."""
 
+import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -60,6 +61,10 @@ class Plan:
     """Keys for which the config itself lists values to sweep over."""
 
 
+MOST = 10_000
+"""Jobs of one sweep."""
+
+
 def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
     """Compose and check every job of a command line; raises `UserError` before any of them starts."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -86,7 +91,10 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     typed = {o.key_or_group for o in parsed}
     from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
     split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)
-    return plan_jobs(command, [list(job) for batch in split for job in batch], engine)
+    jobs = [list(job) for batch in split for job in batch]
+    if len(jobs) > MOST:
+        raise UserError(f"this sweep has {len(jobs):,} jobs, and {MOST:,} at most are checked before the first starts")
+    return plan_jobs(command, jobs, engine)
 
 
 def _check_experiments(overrides: list[str], places: list[Path]) -> None:
@@ -105,7 +113,7 @@ def _check_experiments(overrides: list[str], places: list[Path]) -> None:
 def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
     """Compose and check these jobs; raises `UserError`."""
     with _composer(command) as composed:
-        configs = [composed([*engine, *job]) for job in jobs]
+        configs = [composed([*engine, *job]) for job in _told(jobs)]
     first = configs[0]
     settled = [settle(command, config, job) for config, job in zip(configs, jobs, strict=True)]
     for config in settled:
@@ -122,6 +130,16 @@ def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
         scale=_expand(first, "hydra.runtime.choices.scale"),
         sweeps=tuple((first.hydra.sweeper.get("params") or {}).keys()),
     )
+
+
+def _told(jobs: list[list[str]]) -> Iterable[list[str]]:
+    """The jobs; where there are many, with a bar while they are gone through (a twentieth of a second each)."""
+    if len(jobs) < 20 or not sys.stderr.isatty():
+        return jobs
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(jobs, f"checking {len(jobs)} jobs", console=Console(stderr=True), transient=True)
 
 
 @contextmanager

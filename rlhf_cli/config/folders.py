@@ -9,6 +9,8 @@ from rlhf_cli.config.errors import UserError
 
 def check_writable(folder: str, key: str) -> None:
     """Raise UserError unless `folder` can be made and written; leaves nothing behind. `key`: what to type instead."""
+    if not folder.strip():
+        raise UserError(f"{key}= names no folder: leave it out, or give one")
     try:
         place = Path(folder).expanduser().absolute()
         while not place.exists():
