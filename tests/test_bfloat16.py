@@ -98,6 +98,16 @@ def test_a_copy_follows_its_weight() -> None:
     assert is_current()
 
 
+def test_a_copy_goes_with_its_weight() -> None:
+    before = set(products._copies)
+    weights = [torch.nn.Parameter(torch.randn(8, 4)) for _ in range(3)]
+    for weight in weights:
+        products.lowered(weight, torch.bfloat16)
+    assert len(set(products._copies) - before) == 3
+    del weight, weights
+    assert set(products._copies) <= before
+
+
 def test_logits_are_rounded_in_their_factors_only() -> None:
     """A logit near 20 in bfloat16 is a multiple of 0.125; and the setting is as it was afterwards."""
     unit = torch.backends.mkldnn.matmul

@@ -1,8 +1,11 @@
 """Sampling and the forward passes, on a tiny random Qwen2."""
 
 import copy
+import gc
+import weakref
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_cli.rl import head, recorded, sampling, scratch
+from rlhf_cli.rl.cache import RowCache
 from rlhf_cli.rl.forward import response_logprobs, response_values
 from rlhf_cli.rl.gradients import adds, in_place
 from rlhf_cli.rl.head import token_logprobs
@@ -224,6 +228,40 @@ def test_memory_first_used_in_inference_mode_serves_training(
     torch.testing.assert_close(logprobs, unrecorded)
     logprobs.sum().backward()
     packing_model.zero_grad()
+
+
+def test_scratch_memory_is_one_piece_whatever_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "_scratch", {})
+    like = torch.zeros(2, 3)
+    small = scratch.scratch("a", like)
+    assert scratch.scratch("a", like) is small
+    assert scratch.scratch("a", like, (5,)).data_ptr() == small.data_ptr()
+    large = scratch.scratch("a", like, (4, 3))
+    assert scratch.scratch("a", like).data_ptr() == large.data_ptr()  # nobody is given what was replaced
+    others = [scratch.scratch("b", like), scratch.scratch("a", like, dtype=torch.bfloat16)]
+    assert not {x.data_ptr() for x in others} & {small.data_ptr(), large.data_ptr()}
+    for rows in range(3 * scratch.VIEWS):
+        assert scratch.scratch("a", like, (1, rows)).shape == (1, rows)
+    assert len(scratch._scratch["a", torch.float32][1]) <= scratch.VIEWS
+
+
+def test_keys_and_values_are_freed_with_the_last_token(
+    packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches: list[weakref.ref[RowCache]] = []
+
+    class Noted(RowCache):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr("rlhf_cli.rl.cache.RowCache", Noted)
+    gc.disable()  # what is in a circle would wait for it
+    try:
+        roll(packing_model, prompts([3, 7, 5], 9))
+        assert [cache() for cache in caches] == [None]
+    finally:
+        gc.enable()
 
 
 def test_gradients_added_in_place_are_those_of_autograd(packing_model: Qwen2ForCausalLM) -> None:

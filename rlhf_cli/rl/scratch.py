@@ -4,11 +4,11 @@ time, which costs more than the operation that fills it; a GPU's allocator keeps
 import torch
 from torch import Tensor
 
-_scratch: dict[tuple[str, torch.dtype], Tensor] = {}
-_views: dict[tuple[str, torch.dtype], dict[tuple[int, ...], Tensor]] = {}
+_scratch: dict[tuple[str, torch.dtype], tuple[Tensor, dict[tuple[int, ...], Tensor]]] = {}
+"""The memory, and the shapes it has been given out in: making a view costs as much as a small operation."""
 _returned: dict[torch.dtype, Tensor] = {}
 VIEWS = 64
-"""Of one piece of memory: making one costs as much as a small operation."""
+"""Of one piece of memory."""
 
 
 def scratch(
@@ -18,17 +18,17 @@ def scratch(
     shape, dtype = tuple(like.shape) if shape is None else shape, dtype or like.dtype
     if like.device.type != "cpu":
         return like.new_empty(shape, dtype=dtype)
-    views = _views.setdefault((name, dtype), {})
-    view = views.get(shape)
-    if view is not None:
+    held, views = _scratch.get((name, dtype), (None, {}))
+    if (view := views.get(shape)) is not None:
         return view
-    held, size = _scratch.get((name, dtype)), torch.Size(shape).numel()
+    size = torch.Size(shape).numel()
     if held is None or held.numel() < size or len(views) == VIEWS:
-        views.clear()
+        views = {}
     if held is None or held.numel() < size:
-        _scratch[name, dtype] = held = _fresh(like, (size,), dtype)
+        held = _fresh(like, (size,), dtype)
     with torch.inference_mode(False):
         views[shape] = _first(held, shape)
+    _scratch[name, dtype] = held, views
     return views[shape]
 
 
