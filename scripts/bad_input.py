@@ -151,6 +151,9 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("true for a number", train("steps=true"), "steps=True: input should be a number")
     yield Case("no name for the run's folder", ["train", *SMALL, "hydra.run.dir="], "names no folder")
     yield Case("more jobs than anybody waits for", ["sweep", "seed=range(0,1000000)"], "1,000,000 jobs")
+    yield Case(
+        "batches of no jobs", ["sweep", "seed=0,1", "hydra.sweeper.max_batch_size=-1"], "max_batch_size=-1: jobs"
+    )
     yield Case("a cache that cannot be written", train("cache_dir=/proc/cache", "seed=5"), "cannot be written")
     (home / "file").write_text("")
     yield Case("a run folder under a file", train(f"hydra.run.dir={home / 'file' / 'run'}"), "cannot be written")

@@ -88,6 +88,9 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     params = sweeper.get("params") or {}
     if "BasicSweeper" not in sweeper._target_:
         return plan_jobs(command, [plain], engine)  # it proposes jobs as it goes: each is checked when it starts
+    at_once = sweeper.get("max_batch_size")
+    if at_once is not None and not (isinstance(at_once, int) and at_once > 0):
+        raise UserError(f"hydra.sweeper.max_batch_size={at_once}: jobs handed on at once, 1 or more; null: all")
     typed = {o.key_or_group for o in parsed}
     from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
     split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)
