@@ -136,7 +136,7 @@ def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
 
 
 def _told(jobs: list[list[str]]) -> Iterable[list[str]]:
-    """The jobs; where there are many, with a bar while they are gone through (a twentieth of a second each)."""
+    """The jobs; where there are many, with a bar while they are gone through (less than a tenth of a second each)."""
     if len(jobs) < 20 or not sys.stderr.isatty():
         return jobs
     from rich.console import Console
