@@ -94,10 +94,11 @@ example: rlhf train reward=roberta_large data=short_prefix"""
 
 def run(command: str, argv: list[str]) -> int:
     """Check the whole command line, then let Hydra run it."""
-    from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
+
+    from rlhf_cli.internals.hydra_private import get_args_parser
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     try:

@@ -266,12 +266,9 @@ def _only_one(folder: Path) -> Iterator[None]:
 
 def launch(plan: Plan, folder: Path, numbers: list[int]) -> None:
     """Hand the jobs to Hydra's launcher, each for its own folder. A job's failure is in its status, not raised."""
-    from hydra._internal.callbacks import Callbacks
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
+
+    from rlhf_cli.internals.hydra_private import Callbacks, GlobalHydra, Hydra, Plugins, create_config_search_path
 
     if not numbers:
         return

@@ -12,8 +12,7 @@ def definition(overrides: list[str]) -> dict[str, Any]:
 
     Every job of the grid is composed and checked first; raises UserError. Keys that are not swept go into the command.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import IntervalSweep
+    from rlhf_cli.internals.hydra_private import IntervalSweep, OverridesParser
 
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(overrides)

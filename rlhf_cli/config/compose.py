@@ -67,8 +67,7 @@ MOST = 10_000
 
 def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
     """Compose and check every job of a command line; raises `UserError` before any of them starts."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from rlhf_cli.internals.hydra_private import BasicSweeper, OverridesParser
 
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")

@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ CHAT = Template(
     "chat", "You are a helpful assistant.", "Continue the following movie review text.\nReview start:\n{prefix}"
 )
 IGNORED = -100
+ANSWER = 46
+"""Tokens of an answer, its end not among them: what a run at this scale lets a response have."""
 
 
 def new_actor(vocabulary: int, pad: int) -> Any:
@@ -62,7 +64,7 @@ def dialogues(reviews: list[Review], tokenizer: Any, *, seed: int, width: int) -
 
 
 def dialogue(review: Review, tokenizer: Any, rng: random.Random, *, width: int, answer_only: bool) -> Example:
-    """A prompt with the review's start, answered by the rest of its sentence and up to two more.
+    """A prompt with the review's start, answered by the rest of its sentence and up to two more that fit whole.
 
     The answer keeps its leading space: a small vocabulary holds few words without one.
     """
@@ -70,10 +72,12 @@ def dialogue(review: Review, tokenizer: Any, rng: random.Random, *, width: int, 
     low, high = rng.choice([(4, 6), (10, 16)])
     cut = min(rng.randint(low, high), len(words) - 1)
     prompt = CHAT.ids(tokenizer, " ".join(words[:cut]))
-    sentences = re.split(r"(?<=[.!?])\s+", " ".join(words[cut:]))
-    answer = " ".join(sentences[: 2 + rng.randint(0, 1)])
-    ids = list(tokenizer(" " + answer, add_special_tokens=False)["input_ids"])
-    ids = [*ids[:44], tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(words[cut:]))[: 2 + rng.randint(0, 1)]
+    pieces = tokenizer([" " + sentence for sentence in sentences], add_special_tokens=False)["input_ids"]
+    ids = list(pieces[0][:ANSWER])
+    for piece in pieces[1:]:
+        ids += piece if len(ids) + len(piece) <= ANSWER else []
+    ids.append(tokenizer.convert_tokens_to_ids("<|im_end|>"))
     whole = (prompt + ids)[:width]
     labels = [IGNORED] * len(prompt) + ids if answer_only else list(whole)
     return whole, labels[:width]
@@ -83,12 +87,17 @@ def fit(
     model: Any, examples: list[Example], *, steps: int, batch: int, lr: float, seed: int, tick: Callable[[], None]
 ) -> None:
     """Next-token training."""
-    rng = random.Random(f"{seed}/fit")
+    drawn = batches(examples, min(batch, len(examples)), random.Random(f"{seed}/fit"))
+    descend(model, lambda: next_token_loss(model, next(drawn)), steps=steps, lr=lr, tick=tick)
 
-    def loss() -> torch.Tensor:
-        return next_token_loss(model, rng.sample(examples, min(batch, len(examples))))
 
-    descend(model, loss, steps=steps, lr=lr, tick=tick)
+def batches(examples: list[Example], batch: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Batches without end, each of like lengths, so that little of it is padding."""
+    several = min(8, len(examples) // batch)
+    while True:
+        pool = sorted(rng.sample(examples, several * batch), key=lambda example: len(example[0]))
+        parts = [pool[at : at + batch] for at in range(0, len(pool), batch)]
+        yield from rng.sample(parts, several)
 
 
 def next_token_loss(model: Any, examples: list[Example]) -> torch.Tensor:

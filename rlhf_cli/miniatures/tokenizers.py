@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-VOCABULARY = 2048
+VOCABULARY = {"qwen": 3072, "roberta": 2048}
+"""At most. With 3,072 nearly every word of the generated reviews is one token, so that an actor can garble few."""
 END, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,7 +39,7 @@ def qwen_tokenizer(texts: list[str], *, eos: str) -> Any:
     tokenizer.decoder = decoders.ByteLevel()
     specials = [END, IM_START, IM_END]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY["qwen"],
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -61,7 +62,7 @@ def roberta_tokenizer(texts: list[str]) -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY["roberta"],
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

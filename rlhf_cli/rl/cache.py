@@ -4,7 +4,8 @@ from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+
+from rlhf_cli.internals.transformers_private import Cache, DynamicLayer
 
 
 class RowCache(Cache):

@@ -10,12 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rlhf_cli.internals.torch_private import cpu_attention, cpu_attention_backward, silu_backward_out, silu_out
 from rlhf_cli.rl.gradients import gradient_of, rest
 from rlhf_cli.rl.packing import Packing
 from rlhf_cli.rl.products import add_product_, added, cast, lowered
 from rlhf_cli.rl.scratch import scratch
 
-aten = torch.ops.aten
 Linear = tuple[Tensor, Tensor]
 
 
@@ -196,7 +196,7 @@ def _attend(
 ) -> tuple[Float[Tensor, "B heads T D"], Tensor]:
     """Causal attention, and what its gradient needs; a head of keys and values serves several of queries."""
     keys, values = _repeated(key, query), _repeated(value, query)
-    attended, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, 0.0, True)
+    attended, logsumexp = cpu_attention(query, keys, values, 0.0, True)
     return attended, logsumexp
 
 
@@ -204,9 +204,7 @@ def _attend_gradient(
     d: Tensor, query: Tensor, key: Tensor, value: Tensor, attended: Tensor, logsumexp: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     keys, values = _repeated(key, query), _repeated(value, query)
-    d_query, *d_pair = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        d, query, keys, values, attended, logsumexp, 0.0, True
-    )
+    d_query, *d_pair = cpu_attention_backward(d, query, keys, values, attended, logsumexp, 0.0, True)
     d_key, d_value = (x if x.shape == key.shape else x.unflatten(1, (key.shape[1], -1)).sum(2) for x in d_pair)
     return d_query, d_key, d_value
 
@@ -232,7 +230,7 @@ def feed_forward(
     n = _normed(x, norm, _norm_scale(x, epsilon), dtype)
     weights = ((lowered(gate, dtype), "g"), (lowered(up, dtype), "u"))
     g, u = (torch.mm(n, w.T, out=scratch(name, n, (len(n), len(w)))) for w, name in weights)
-    return added(x, aten.silu.out(g, out=g).mul_(u), lowered(down, dtype).T)
+    return added(x, silu_out(g, out=g).mul_(u), lowered(down, dtype).T)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -252,7 +250,7 @@ class _FeedForward(torch.autograd.Function):
         g, u = n @ lowered(gate, dtype).T, n @ lowered(up, dtype).T
         ctx.save_for_backward(x, scale, g, u)
         ctx.weights = (norm, gate, up, down)
-        return added(x, aten.silu.out(g, out=scratch("h", g)).mul_(u), lowered(down, dtype).T)
+        return added(x, silu_out(g, out=scratch("h", g)).mul_(u), lowered(down, dtype).T)
 
     @staticmethod
     @once_differentiable
@@ -264,13 +262,13 @@ class _FeedForward(torch.autograd.Function):
         n = torch.mul(x, scale, out=scratch("n", x))
         weighted = cast(torch.mul(n, norm, out=scratch("weighted", x)), g.dtype, "normed")
         factor = cast(d, g.dtype, "d")
-        s = aten.silu.out(g, out=scratch("s", g))
+        s = silu_out(g, out=scratch("s", g))
         h = torch.mul(s, u, out=scratch("h", g))
         add_product_(d_down, factor.T, h)
         d_h = torch.mm(factor, down, out=h)
         d_u = s.mul_(d_h)
         add_product_(d_up, d_u.T, weighted)
-        d_g = aten.silu_backward.grad_input(d_h.mul_(u), g, grad_input=d_h)
+        d_g = silu_backward_out(d_h.mul_(u), g, grad_input=d_h)
         add_product_(d_gate, d_g.T, weighted)
         d_n = cast(torch.mm(d_u, up, out=weighted).addmm_(d_g, gate), x.dtype, "d_n")
         d_x = d + _norm_backward(d_n, n, norm, scale, d_norm)

@@ -119,8 +119,10 @@ def _owner(rollout: Rollout, rows: Tensor) -> Tensor:
 
 def packs(trunk: Any) -> bool:
     """Whether `packed_states` knows this model: it attends by NAME, everywhere to all that came before."""
+    from rlhf_cli.internals.transformers_private import attention_name
+
     config = trunk.config
-    known = config.model_type in ("qwen2", "qwen3") and config._attn_implementation == NAME
+    known = config.model_type in ("qwen2", "qwen3") and attention_name(config) == NAME
     return known and set(config.layer_types) == {"full_attention"}
 
 
@@ -158,7 +160,7 @@ def attention(
     With a packing b is 1 and q = k = N; without one it is what SDPA does.
     """
     if packing is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+        from rlhf_cli.internals.transformers_private import sdpa_attention_forward
 
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
@@ -179,7 +181,8 @@ def attention(
 def register() -> str:
     """Make the attention known to transformers; returns the name to load models with."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
+
+    from rlhf_cli.internals.transformers_private import sdpa_mask
 
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -12,6 +12,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from rlhf_cli.internals.torch_private import version
 from rlhf_cli.rl.scratch import scratch
 
 _copies: dict[int, tuple[ReferenceType[Tensor], int, Tensor]] = {}
@@ -32,12 +33,12 @@ def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
         return weight
     key = id(weight)
     if (found := _copies.get(key)) is not None:
-        whose, version, copy = found
-        if whose() is weight and version == weight._version and copy.dtype == dtype:
+        whose, seen, copy = found
+        if whose() is weight and seen == version(weight) and copy.dtype == dtype:
             return copy
     with torch.no_grad():
         copy = weight.to(dtype)
-    _copies[key] = ref(weight, lambda _: _copies.pop(key, None)), weight._version, copy
+    _copies[key] = ref(weight, lambda _: _copies.pop(key, None)), version(weight), copy
     return copy
 
 

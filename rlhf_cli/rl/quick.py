@@ -6,7 +6,7 @@ computed again in one pass is not kept. Under autocast only the products are in 
 gradient is differentiated again (`differentiable_twice`), the layers are transformers' own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from rlhf_cli.internals.transformers_private import cache_argument, qwen2_classes
 from rlhf_cli.rl.layers import feed_forward, rms_norm, rotate, self_attention
 from rlhf_cli.rl.packing import Packing, attention
 from rlhf_cli.rl.products import added, cast, lowered, products_dtype
@@ -45,15 +46,34 @@ def quicken(model: Any) -> Any:
 
 @cache
 def _quick_classes() -> tuple[type, type]:
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+    Layer, Norm = qwen2_classes()
+    cache_name = cache_argument(Layer)
 
-    class QuickLayer(Qwen2DecoderLayer):
-        def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:  # type: ignore[override]
-            if _slow(hidden_states) or _learns_padded(**options):
-                return super().forward(hidden_states, **options)
-            return layer_forward(self, hidden_states, **options)
+    class QuickLayer(Layer):  # type: ignore[misc, valid-type]
+        def forward(
+            self,
+            hidden_states: Tensor,
+            attention_mask: Tensor | None = None,
+            position_ids: Tensor | None = None,
+            position_embeddings: tuple[Tensor, Tensor] | None = None,
+            use_cache: bool | None = None,
+            packing: Packing | None = None,
+            cache: Any = None,
+            past_key_values: Any = None,
+        ) -> Tensor:
+            stored = past_key_values if cache is None else cache
+            if _slow(hidden_states) or (packing is None and _learns_under_autocast()):
+                plain: dict[str, Any] = {"attention_mask": attention_mask, "position_ids": position_ids}
+                plain |= {"position_embeddings": position_embeddings, "use_cache": use_cache, cache_name: stored}
+                return super().forward(hidden_states, **plain, **({"packing": packing} if packing else {}))
+            assert position_embeddings is not None  # Qwen2's trunk makes them once for all layers
+            if packing is not None:
+                attend = partial(_packed_attention, packing=packing)
+            else:
+                attend = partial(_padded_attention, attention_mask=attention_mask, stored=stored)
+            return layer_forward(self, hidden_states, position_embeddings, attend)
 
-    class QuickNorm(Qwen2RMSNorm):
+    class QuickNorm(Norm):  # type: ignore[misc, valid-type]
         def forward(self, hidden_states: Tensor) -> Tensor:
             if _slow(hidden_states):
                 return super().forward(hidden_states)
@@ -66,25 +86,22 @@ def _slow(x: Tensor) -> bool:
     return x.device.type != "cpu" or _twice[0]
 
 
-def _learns_padded(packing: Packing | None = None, **_: Any) -> bool:
-    """Autocast and transformers' layout: rare, and left to them."""
-    return packing is None and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+def _learns_under_autocast() -> bool:
+    """With transformers' layout that is rare, and left to them."""
+    return torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
 
 
 def layer_forward(
     layer: Any,
     x: Float[Tensor, "B T H"],
-    *,
     position_embeddings: tuple[Tensor, Tensor],
-    packing: Packing | None = None,
-    **more: Any,
+    attend: Callable[..., Tensor],
 ) -> Float[Tensor, "B T H"] | Float[Tensor, "B K H"]:
     """What Qwen2DecoderLayer.forward computes; the last layer of a packed pass only where something is predicted."""
     dtype, lower = products_dtype(x), torch.is_autocast_enabled("cpu")
     with torch.autocast("cpu", enabled=False):  # what is cast, and when, is decided here
         stream = x.float() if lower else x
-        attend = _padded_attention if packing is None else partial(_packed_attention, packing=packing)
-        rows = attend(layer, stream, position_embeddings, dtype=dtype, **more)
+        rows = attend(layer, stream, position_embeddings, dtype=dtype)
         norm, mlp = layer.post_attention_layernorm, layer.mlp
         weights = (norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight)
         rows = feed_forward(rows, *weights, epsilon=norm.variance_epsilon, dtype=dtype)
@@ -98,7 +115,6 @@ def _packed_attention(
     *,
     packing: Packing,
     dtype: torch.dtype,
-    **_: Any,
 ) -> Float[Tensor, "N H"] | Float[Tensor, "K H"]:
     inner, norm = layer.self_attn, layer.input_layernorm
     query, key, value = ((p.weight, p.bias) for p in (inner.q_proj, inner.k_proj, inner.v_proj))
@@ -121,11 +137,10 @@ def _padded_attention(
     layer: Any,
     x: Float[Tensor, "B T H"],
     position_embeddings: tuple[Tensor, Tensor],
-    attention_mask: Tensor | None = None,
-    past_key_values: Any = None,
     *,
+    attention_mask: Tensor | None,
+    stored: Any,
     dtype: torch.dtype,
-    **_: Any,
 ) -> Float[Tensor, "N H"]:
     inner, norm = layer.self_attn, layer.input_layernorm
     cos, sin = (table[:, :, None] for table in position_embeddings)
@@ -138,8 +153,8 @@ def _padded_attention(
 
     query, key = (rotate(heads(p), cos, sin).transpose(1, 2) for p in (inner.q_proj, inner.k_proj))
     value = heads(inner.v_proj).transpose(1, 2)
-    if past_key_values is not None:
-        key, value = past_key_values.update(key, value, inner.layer_idx)
+    if stored is not None:
+        key, value = stored.update(key, value, inner.layer_idx)
     out, _none = attention(inner, query, key, value, attention_mask, scaling=inner.scaling)
     rows = x.flatten(0, -2)
     attended = cast(out.reshape(len(rows), -1), dtype, "attended")

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, rms_norm, silu
 
 from rlhf_cli.config.errors import RunFailed
+from rlhf_cli.internals.torch_private import copy_all
 from rlhf_cli.models.memory import at_shortage, out_of_memory
 from rlhf_cli.rl.decode import angles, plain, turn_
 from rlhf_cli.rl.products import in_float32
@@ -197,7 +198,7 @@ class Recorded:
         pairs = [(self.norm, trunk.norm.weight), (self.head, model.get_output_embeddings().weight)]
         for mine, its in zip(self.layers, trunk.layers, strict=True):
             pairs += mine.places(its)
-        torch._foreach_copy_([place for place, _ in pairs], [weight.detach() for _, weight in pairs])
+        copy_all([place for place, _ in pairs], [weight.detach() for _, weight in pairs])
 
     def _first(self) -> None:
         """Back to where a rollout begins, with nothing left of the last: 0 times what is not a number is none."""

@@ -142,7 +142,10 @@ def prefill(
 
 def forward(trunk: Any, cache: Any, ids: Int[Tensor, "B Q"], mask: Any, positions: Int[Tensor, "B Q"]) -> Tensor:
     """Last hidden states of the last of the tokens, through transformers: [B, H]."""
-    output = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+    from rlhf_cli.internals.transformers_private import cache_argument
+
+    held = {cache_argument(type(trunk)): cache}
+    output = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **held)
     return output.last_hidden_state[:, -1]
 
 

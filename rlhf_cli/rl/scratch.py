@@ -4,6 +4,8 @@ time, which costs more than the operation that fills it; a GPU's allocator keeps
 import torch
 from torch import Tensor
 
+from rlhf_cli.internals.torch_private import base
+
 _scratch: dict[tuple[str, torch.dtype], tuple[Tensor, dict[tuple[int, ...], Tensor]]] = {}
 """The memory, and the shapes it has been given out in: making a view costs as much as a small operation."""
 _returned: dict[torch.dtype, Tensor] = {}
@@ -43,7 +45,7 @@ def borrow(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def give_back(borrowed: Tensor) -> None:
     """Nobody reads it any more: the next one may have it."""
     if borrowed.device.type == "cpu":
-        _returned[borrowed.dtype] = borrowed if borrowed._base is None else borrowed._base
+        _returned[borrowed.dtype] = base(borrowed)
 
 
 def _fresh(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

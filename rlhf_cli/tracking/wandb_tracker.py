@@ -112,30 +112,32 @@ class WandbTracker:
         """The W&B run: online if it can be, else offline; None if W&B cannot even write its files."""
         import wandb
 
+        from rlhf_cli.internals.wandb_private import Error
+
         settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
         obstacle = None
         if mode == "wandb" and (obstacle := why_offline()) is None:
             try:
                 return wandb.init(mode="online", settings=settings, **options)
-            except (wandb.errors.Error, OSError, ValueError) as error:
+            except (Error, OSError, ValueError) as error:
                 obstacle = reason(error)
                 wandb.teardown()  # the half-started service would hold on to its failed run
         if obstacle:
             self._notify(f"W&B is offline: {obstacle}; upload later with `wandb sync` from {options['dir']}/wandb")
         try:
             return wandb.init(mode="offline", settings=settings, **options)
-        except (wandb.errors.Error, OSError, ValueError) as error:
+        except (Error, OSError, ValueError) as error:
             self._notify(f"W&B is off ({reason(error)}); metrics.jsonl holds everything")
             return None
 
 
 def why_offline() -> str | None:
     """What keeps W&B from going online, in words; None if nothing does."""
-    import wandb
+    from rlhf_cli.internals import wandb_private
 
     if (wish := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared"):
         return f"WANDB_MODE={wish}"
-    settings = wandb.setup().settings
+    settings = wandb_private.settings()
     url = urlsplit(settings.base_url)
     if not (settings.api_key or settings.identity_token_file or netrc_has(url.netloc)):
         return "no API key (wandb login, or WANDB_API_KEY)"
