@@ -49,7 +49,7 @@ def _quick_classes() -> tuple[type, type]:
     Layer, Norm = qwen2_classes()
     cache_name = cache_argument(Layer)
 
-    class QuickLayer(Layer):  # type: ignore[misc, valid-type]
+    class QuickLayer(Layer):  # type: ignore[misc]
         def forward(
             self,
             hidden_states: Tensor,
@@ -73,7 +73,7 @@ def _quick_classes() -> tuple[type, type]:
                 attend = partial(_padded_attention, attention_mask=attention_mask, stored=stored)
             return layer_forward(self, hidden_states, position_embeddings, attend)
 
-    class QuickNorm(Norm):  # type: ignore[misc, valid-type]
+    class QuickNorm(Norm):  # type: ignore[misc]
         def forward(self, hidden_states: Tensor) -> Tensor:
             if _slow(hidden_states):
                 return super().forward(hidden_states)

@@ -144,7 +144,7 @@ def forward(trunk: Any, cache: Any, ids: Int[Tensor, "B Q"], mask: Any, position
     """Last hidden states of the last of the tokens, through transformers: [B, H]."""
     from rlhf_cli.internals.transformers_private import cache_argument
 
-    held = {cache_argument(type(trunk)): cache}
+    held = {cache_argument(trunk.__class__): cache}
     output = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **held)
     return output.last_hidden_state[:, -1]
 
