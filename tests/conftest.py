@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: more threads only 
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("rlhf_cli.rl", "beartype.beartype")
+install_import_hook(("rlhf_cli.rl", "rlhf_cli.engine"), "beartype.beartype")
 torch.set_num_threads(1)
 
 TINY = {

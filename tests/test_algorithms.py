@@ -10,12 +10,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.models.shared import SharedCritic
-from rlhf_cli.rl import forward
+from rlhf_cli.engine.value_head import SharedCritic
+from rlhf_cli.engine import read as forward
 from rlhf_cli.rl.controllers import DoublingKL
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
-from rlhf_cli.rl.sampling import sample
+from rlhf_cli.engine.sample import sample
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import update as updating

@@ -14,7 +14,7 @@ def test_a_step_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     import shapes
     import worker_rlhf
 
-    from rlhf_cli.rl import sampling
+    from rlhf_cli.engine import sample as sampling
     from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
 

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_cli.rl import decode, products, sampling
-from rlhf_cli.rl.forward import response_logprobs, response_values
-from rlhf_cli.rl.head import token_logprobs
-from rlhf_cli.rl.packing import pack, packed_states, register
-from rlhf_cli.rl.quick import differentiable_twice, quicken
+from rlhf_cli.engine.read import response_logprobs, response_values
+from rlhf_cli.engine.lm_head import token_logprobs
+from rlhf_cli.engine.packing import pack, packed_states, register
+from rlhf_cli.engine.forward import differentiable_twice, quicken
 from rlhf_cli.rl.rollout import Prompts, Rollout
 from rlhf_cli.training.update import Learner
 

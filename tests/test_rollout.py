@@ -13,15 +13,15 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from rlhf_cli.rl import head, recorded, sampling, scratch
-from rlhf_cli.rl.cache import RowCache
-from rlhf_cli.rl.forward import response_logprobs, response_values
-from rlhf_cli.rl.gradients import adds, in_place
-from rlhf_cli.rl.head import token_logprobs
-from rlhf_cli.rl.packing import pack, packs, register
-from rlhf_cli.rl.quick import differentiable_twice, quicken
+from rlhf_cli.engine.kv_cache import RowCache
+from rlhf_cli.engine.read import response_logprobs, response_values
+from rlhf_cli.engine.gradients import adds, in_place
+from rlhf_cli.engine.lm_head import token_logprobs
+from rlhf_cli.engine.packing import pack, packs, register
+from rlhf_cli.engine.forward import differentiable_twice, quicken
 from rlhf_cli.rl.randomness import permutation, uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
-from rlhf_cli.rl.sampling import draw, sample
+from rlhf_cli.engine.sample import draw, sample
 
 CONFIG = Qwen2Config(
     vocab_size=40,
@@ -255,7 +255,7 @@ def test_keys_and_values_are_freed_with_the_last_token(
             super().__init__(*given)
             caches.append(weakref.ref(self))
 
-    monkeypatch.setattr("rlhf_cli.rl.cache.RowCache", Noted)
+    monkeypatch.setattr("rlhf_cli.engine.kv_cache.RowCache", Noted)
     gc.disable()  # what is in a circle would wait for it
     try:
         roll(packing_model, prompts([3, 7, 5], 9))

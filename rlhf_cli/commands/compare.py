@@ -16,9 +16,9 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.prompts import PromptSet, Template
+    from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.evaluation.attribution import leave_one_word_out
     from rlhf_cli.evaluation.compare import UNTRAINED
-    from rlhf_cli.models.load import load_actor, load_tokenizer
     from rlhf_cli.report.page import render
     from rlhf_cli.report.sections import compare_section
     from rlhf_cli.training.checkpoint import find_checkpoint

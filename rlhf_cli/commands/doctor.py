@@ -207,11 +207,9 @@ def training_step(config: Any) -> Finding:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from rlhf_cli.rl.forward import read
-    from rlhf_cli.rl.packing import register
-    from rlhf_cli.rl.quick import quicken
+    from rlhf_cli.engine.read import read
+    from rlhf_cli.engine.sample import sample
     from rlhf_cli.rl.rollout import Experience, Prompts
-    from rlhf_cli.rl.sampling import sample
     from rlhf_cli.training.compute import compute
     from rlhf_cli.training.setup import algorithm
     from rlhf_cli.training.update import Learner, Pass, update
@@ -224,8 +222,7 @@ def training_step(config: Any) -> Finding:
             num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
         )  # fmt: skip
         torch.manual_seed(0)
-        actor = quicken(Qwen2ForCausalLM(shape).eval().to(where.device))
-        actor.set_attn_implementation(register())
+        actor = Qwen2ForCausalLM(shape).eval().to(where.device)
         prompts = Prompts(torch.full((8, 4), 3), rows * 0 + 4, rows, rows // 4).to(where.device)
         with where.autocast():
             rollout = sample(

@@ -18,8 +18,8 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.config.compose import settle
     from rlhf_cli.data.reviews import SENTIMENTS
+    from rlhf_cli.engine.load import class_index
     from rlhf_cli.evaluation.probe import probe, rates
-    from rlhf_cli.models.load import class_index
     from rlhf_cli.rewards.classifier import Classifier
     from rlhf_cli.training.compute import compute
     from rlhf_cli.training.places import classifier_path

@@ -71,7 +71,7 @@ def quality(folder: Path) -> dict[str, float]:
 def _build(name: str, reviews: list[Review], home: Path, to: Path, recipe: Recipe, seed: int) -> dict[str, float]:
     import torch
 
-    from rlhf_cli.models.load import quiet
+    from rlhf_cli.engine.load import quiet
 
     quiet()
     held = min(recipe.held_out, len(reviews) // 10)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
-from rlhf_cli.models.load import class_index, load_classifier, load_tokenizer
+from rlhf_cli.engine.load import class_index, load_classifier, load_tokenizer
 
 
 class Classifier:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.models.load import load_classifier, load_tokenizer
+from rlhf_cli.engine.load import load_classifier, load_tokenizer
 from rlhf_cli.rewards.classifier import outputs
 
 SCALE_FILE = "reward_scale.json"

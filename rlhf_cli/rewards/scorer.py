@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.engine.finite import check_finite
 from rlhf_cli.rewards.penalty import ngram_penalty
-from rlhf_cli.rl.finite import check_finite
 
 Score = Callable[["Texts"], Tensor]
 

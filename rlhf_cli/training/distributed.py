@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.rl.finite import NonFinite
+from rlhf_cli.engine.finite import NonFinite
 
 T = TypeVar("T")
 
@@ -186,7 +186,8 @@ def shard(model: Any, device: torch.device) -> Any:
 
 
 def layers(model: Any) -> Any:
-    return model.base_model.layers
+    """The model's decoder layers: its longest list of modules."""
+    return max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
 
 
 def is_split(model: Any) -> bool:

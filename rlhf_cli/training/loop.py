@@ -10,19 +10,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_cli.engine.casts import forget_casts
+from rlhf_cli.engine.finite import check_finite
+from rlhf_cli.engine.memory import peak_mb
+from rlhf_cli.engine.read import keepable, read, response_logprobs, response_values
+from rlhf_cli.engine.sample import sample
+from rlhf_cli.engine.value_head import SharedCritic
 from rlhf_cli.evaluation.text import repetition
-from rlhf_cli.models.memory import peak_mb
-from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rewards.penalty import overlong_penalty
 from rlhf_cli.rewards.scorer import Rewards, Texts
 from rlhf_cli.rl.advantages import constant_groups
-from rlhf_cli.rl.finite import check_finite
-from rlhf_cli.rl.forward import keepable, read, response_logprobs, response_values
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean
-from rlhf_cli.rl.products import forget_copies
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
-from rlhf_cli.rl.sampling import sample
 from rlhf_cli.training import distributed
 from rlhf_cli.training.setup import Lab
 from rlhf_cli.training.state import State
@@ -95,7 +95,8 @@ def train_step(lab: Lab, state: State, step: int) -> dict[str, float]:
             trust=state.trust,
             extra_loss=lab.pretraining.loss(lab, step) if lab.pretraining and algo.ptx else None,
         )
-    metrics |= seen.metrics | describe(experience, texts, rewards)
+    mismatch = max(m.get("train/logprob_mismatch", 0.0) for m in (metrics, seen.metrics))
+    metrics |= seen.metrics | describe(experience, texts, rewards) | {"train/logprob_mismatch": mismatch}
     metrics |= {"train/beta": beta, "train/lr": optim.actor_lr * lr}
     if algo.surrogate == "kl_penalty":
         metrics["train/beta_old"] = state.kl_old.value
@@ -171,7 +172,7 @@ def shaped(rewards: Rewards, rollout: Rollout, *, limit: int, algo: Any) -> Rewa
 def roll_out(lab: Lab, prompts: Prompts, *, step: int, micro_batch_size: int) -> Rollout:
     """Sample a response to each prompt, `micro_batch_size` at a time, fewer where memory runs out; each process its
     share."""
-    # a recorded step would keep what is split over the processes whole on each of them
+    # a captured step would keep what is split over the processes whole on each of them
     graphs = lab.config.rollout.cuda_graphs and not distributed.is_split(lab.actor)
     with distributed.put_together(lab.actor):
         sampled = lab.memory.fit("sampling", micro_batch_size, lambda rows: _roll_out(lab, prompts, step, rows, graphs))
@@ -262,7 +263,7 @@ def _look_back(lab: Lab, rollout: Rollout, size: int, whole: bool) -> Hindsight:
         old.append(logprobs)
         reference.append(ref)
         values.append(value)
-    forget_copies()  # the critic's are not needed before the actor has learned
+    forget_casts()  # the critic's are not needed before the actor has learned
     width = rollout.responses.shape[1]
     zero = torch.zeros_like(rollout.logprobs)
     with torch.set_grad_enabled(keeps):

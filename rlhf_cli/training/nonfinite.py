@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 from rlhf_cli.config.errors import RunFailed
-from rlhf_cli.rl.finite import NonFinite
+from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.tracking.jsonl import as_line
 from rlhf_cli.training import distributed
 from rlhf_cli.training.judge import judge

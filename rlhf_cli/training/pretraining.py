@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_cli.rl.head import token_logprobs
+from rlhf_cli.engine.read import read
 from rlhf_cli.rl.randomness import permutation
+from rlhf_cli.rl.rollout import Rollout
 
 HELD_OUT = 64
 LONGEST = 256
@@ -49,13 +50,11 @@ class Pretraining:
 
     def _nll(self, lab: Any, rows: list[list[int]]) -> Tensor:
         """Mean negative log-prob of all tokens after the first."""
-        device, width = lab.compute.device, max(map(len, rows))
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        inside = torch.arange(width - 1, device=device) < lengths[:, None] - 1
+        width, one = max(map(len, rows)), torch.ones(len(rows), dtype=torch.long)
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+        lengths = torch.tensor([len(row) for row in rows]) - 1
+        text = Rollout(ids[:, :1], one, ids[:, 1:], lengths, one > 0, torch.zeros(len(rows), width - 1), one.cumsum(0))
+        text = text.to(lab.compute.device)
         with lab.compute.autocast():
-            # right padding: what comes after never reaches a causal model's earlier tokens
-            states = lab.actor.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][inside]
-            head = lab.actor.get_output_embeddings().weight
-            logprobs, _ = token_logprobs(states, head, ids[:, 1:][inside], temperature=1.0)
-        return -logprobs.mean()
+            logprobs = read(lab.actor, text, temperature=1.0).logprobs
+        return -logprobs[text.mask].mean()

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,11 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_labels
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.data.reviews import Sentiment
-from rlhf_cli.models.load import eos_ids, load_actor, load_critic, load_tokenizer
-from rlhf_cli.models.memory import Memory
-from rlhf_cli.models.shared import SharedCritic
+from rlhf_cli.engine.dropout import learns_in_eval_mode
+from rlhf_cli.engine.gate import way_of
+from rlhf_cli.engine.load import context_length, eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.engine.memory import Memory
+from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
 from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.process import increments
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts
@@ -181,12 +182,12 @@ def make_lab(
         else:
             value_model = load_critic(critic or critic_path(config, base, notify), device=where.device)
         if critic:
-            _restore_head(value_model, critic)
+            restore_head(value_model, critic)
+    say_way(policy, notify)
     if config.optim.gradient_checkpointing:
         for model in (policy, value_model):
             if model is not None:
-                # its new name since transformers 5.23
-                getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+                checkpoint_activations(model)
     ends = eos_ids(policy, tokenizer)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     pad = pad_id(tokenizer, ends)
@@ -214,8 +215,8 @@ def make_lab(
 
 def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:
     """Raise UserError where prompt and response exceed the model's context, or the tokenizer its vocabulary."""
-    longest, context = max(map(len, prompts)), model.config.max_position_embeddings
-    if longest + response > context:
+    longest, context = max(map(len, prompts)), context_length(model)
+    if context is not None and longest + response > context:
         raise UserError(
             f"the longest prompt ({longest} tokens) and rollout.max_response_length={response} do not fit in the "
             f"actor's context of {context} tokens: lower rollout.max_response_length or data.max_words, or shorten "
@@ -229,14 +230,14 @@ def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:
         )
 
 
-def _restore_head(critic: Any, folder: str) -> None:
-    """`load_critic` starts the head at 0; a checkpoint's critic has its own."""
-    from safetensors.torch import load_file
-
-    saved = load_file(str(Path(folder) / "model.safetensors"))
-    with torch.no_grad():
-        critic.score.weight.copy_(saved["score.weight"])
-        critic.score.bias.copy_(saved["score.bias"])
+def say_way(policy: Any, notify: Callable[[str], None]) -> None:
+    """A line for a model that takes the plain way."""
+    if (way := way_of(policy)).decoder is None:
+        notify(f"the actor takes the {way}")
+    if learns_in_eval_mode(policy):
+        notify(
+            "its dropout cannot be switched off in train mode: it learns in eval mode, without gradient checkpointing"
+        )
 
 
 def balanced(rows: Any, count: int) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_cli.config.schema import Config
-from rlhf_cli.models.shared import SharedCritic
+from rlhf_cli.engine.value_head import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 from rlhf_cli.training.setup import Lab, algorithm

@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from rlhf_cli.models.memory import Memory
-from rlhf_cli.models.shared import SharedCritic
+from rlhf_cli.engine.casts import forget_casts
+from rlhf_cli.engine.dropout import train_mode
+from rlhf_cli.engine.finite import NonFinite, check_finite
+from rlhf_cli.engine.forward import differentiable_twice
+from rlhf_cli.engine.gradients import in_place
+from rlhf_cli.engine.memory import Memory
+from rlhf_cli.engine.read import Reading, read, response_values
+from rlhf_cli.engine.value_head import SharedCritic
 from rlhf_cli.rl.algorithm import Algorithm
-from rlhf_cli.rl.finite import NonFinite, check_finite
-from rlhf_cli.rl.forward import Reading, read, response_values
-from rlhf_cli.rl.gradients import in_place
-from rlhf_cli.rl.products import forget_copies
-from rlhf_cli.rl.quick import differentiable_twice
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
@@ -58,7 +59,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate * scale
         self.optimizer.step()
-        forget_copies()
+        forget_casts()
         self.forget()
         return float(norm)
 
@@ -445,6 +446,6 @@ def fisher_product(settings: Pass, experience: Experience, model: Any, before: A
 
 
 def _train_mode(on: bool, actor: Learner, critic: Any) -> None:
-    actor.model.train(on)
+    train_mode(actor.model, on)
     if isinstance(critic, Learner):
-        critic.model.train(on)
+        train_mode(critic.model, on)

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
-    from rlhf_cli.rl import forward
+    from rlhf_cli.engine import read as forward
     from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
 

@@ -25,7 +25,7 @@ AXES: dict[str, list[int]] = {
 
 def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     """CPU seconds of a step, and the seconds of its phases."""
-    from rlhf_cli.rl import sampling
+    from rlhf_cli.engine import sample as sampling
     from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
 

@@ -60,7 +60,7 @@ def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overri
     """What `setup.make_lab` makes, from the benchmark's folders and without a data set."""
     from rlhf_cli.config.compose import plan
     from rlhf_cli.data.prompts import PromptSet
-    from rlhf_cli.models.load import load_actor, load_critic
+    from rlhf_cli.engine.load import load_actor, load_critic
     from rlhf_cli.rewards.classifier import Classifier
     from rlhf_cli.rewards.scorer import Scorer
     from rlhf_cli.training.compute import compute
@@ -113,7 +113,7 @@ def force(lengths: list[int], fixed: bool) -> None:
     """Ends response i with an EOS at its length, and nowhere else. The log-probs stay those of the policy."""
     import torch
 
-    from rlhf_cli.rl import sampling
+    from rlhf_cli.engine import sample as sampling
 
     uniforms, draw = sampling.uniforms, sampling.draw
     limits = torch.tensor(lengths)

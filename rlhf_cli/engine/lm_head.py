@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_cli.rl.gradients import gradient_of, rest
-from rlhf_cli.rl.products import add_product_, factors_in, products_dtype, sizes
-from rlhf_cli.rl.scratch import borrow, give_back, scratch
+from rlhf_cli.engine.casts import add_product_, factors_in, products_dtype, sizes
+from rlhf_cli.engine.gradients import gradient_of, rest
+from rlhf_cli.engine.scratch import borrow, give_back, scratch
 
 CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**26}
 """Tokens × vocabulary of one product. What fits in one is kept for the backward pass, else computed again there."""
@@ -38,6 +38,46 @@ def token_logprobs(
         states, weight = states.to(dtype), weight.to(dtype)
     logprobs, entropies = _TokenLogprobs.apply(states, weight, labels, temperature, dtype)
     return logprobs, entropies
+
+
+def logit_logprobs(
+    logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"], *, temperature: float
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """The same from logits that a model gave: log softmax(logits / temperature)[labels] and the entropy."""
+    logprobs, entropies = _LogitLogprobs.apply(logits, labels, temperature)
+    return logprobs, entropies
+
+
+class _LogitLogprobs(torch.autograd.Function):
+    """As `_TokenLogprobs`, with x = logits / T: nothing but the logits themselves is kept for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logprobs, entropies, total = (logits.new_empty(len(logits), dtype=wide) for _ in range(3))
+        for some, x in _pieces(logits, slice(0, len(logits))):
+            logprobs[some], entropies[some], total[some] = _exponentials_(
+                x.to(wide, copy=True), labels[some], temperature
+            )
+        ctx.save_for_backward(logits, labels, total, entropies)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_logprobs: Tensor | None, d_entropies: Tensor | None) -> tuple[Tensor | None, ...]:
+        logits, labels, total, entropies = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
+        d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
+        for some, x in _pieces(logits, slice(0, len(logits))):
+            e = x.to(total.dtype, copy=True)
+            _exponentials_(e, labels[some], ctx.temperature)
+            d_entropy = None if d_entropies is None else d_entropies[some]
+            _gradient_(e, total[some], labels[some], entropies[some], d_logprobs[some], d_entropy)
+            gradient[some] = e
+        return gradient, None, None
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -11,27 +11,104 @@ import torch
 from rlhf_cli.config import hub
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import names_a_folder
-from rlhf_cli.rl.packing import register
-from rlhf_cli.rl.quick import quicken
+from rlhf_cli.engine import plain
+from rlhf_cli.engine.dropout import without_dropout
+from rlhf_cli.engine.gate import facts_of, way_of
+from rlhf_cli.engine.value_head import ValueModel, head_size, restore_head, saved_head
 
 
 def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal LM without dropout. Its generation_config is kept for saving and never used for rollouts."""
-    from transformers import AutoModelForCausalLM
-
-    return _without_dropout(_model(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())).to(device)
+    """A causal LM without dropout, with the attention it was made with. Its generation_config is kept for saving and
+    never used for rollouts. Raises UserError where the model is no causal LM."""
+    return _checked(_causal_lm(path, dtype=dtype).to(device))
 
 
 def load_critic(path: str, *, device: torch.device) -> Any:
-    """The causal LM with its LM head replaced by a value head (`.score`), which starts at 0."""
-    from transformers import AutoModelForTokenClassification
+    """A value model on the trunk of a causal LM; its value head (`.score`) starts at 0, or is that of a saved critic's
+    folder."""
+    from transformers import AutoModel
 
-    with _no_warnings():
-        kind, attention = AutoModelForTokenClassification, register()
-        critic = _model(kind, path, new=("score.",), dtype=torch.float32, num_labels=1, attn_implementation=attention)
-    torch.nn.init.zeros_(critic.score.weight)
-    torch.nn.init.zeros_(critic.score.bias)
-    return _without_dropout(critic).to(device)
+    saved = saved_head(path)
+    if saved is not None and not _holds_causal_lm(path):
+        trunk = _model(AutoModel, path, dtype=torch.float32).to(device)
+        critic = ValueModel(_checked(trunk), _saved_size(saved))
+    else:
+        whole = _causal_lm(path, dtype=torch.float32).to(device)
+        size = head_size(whole)
+        critic = ValueModel(_checked(trunk_of(whole)), size)
+    if saved is not None:
+        restore_head(critic, path)
+    return critic.eval()
+
+
+def _causal_lm(path: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    _refuse_encoders(path)
+    return _aligned(_model(AutoModelForCausalLM, path, **options))
+
+
+def _checked(model: Any) -> Any:
+    """Dropout off, and the way found that it will take."""
+    without_dropout(model)
+    if way_of(model).decoder is None:
+        facts_of(model)
+    return model
+
+
+def _aligned(model: Any) -> Any:
+    """Weights in memory of torch's own: mapped from a file they lie unaligned, and products then differ in the last
+    digits from those of a model that was resumed."""
+    for parameter in model.parameters():
+        if parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
+    return model
+
+
+def trunk_of(model: Any) -> Any:
+    """The base model, where its last hidden states are what the LM head is given; else the whole model."""
+    ids = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    given: list[torch.Tensor] = []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            plain.outputs(model.eval(), ids)
+            states = plain.outputs(model.base_model, ids)
+    except (KeyError, TypeError, ValueError):
+        return model
+    finally:
+        handle.remove()
+    return model.base_model if states.shape == given[0].shape and torch.equal(states, given[0]) else model
+
+
+def _holds_causal_lm(path: str) -> bool:
+    return any(mark in architecture(path) for mark in ("CausalLM", "LMHead"))
+
+
+def _saved_size(file: Path) -> int:
+    from safetensors import safe_open
+
+    with safe_open(str(file), "pt") as opened:
+        return int(opened.get_tensor("score.weight").shape[1])
+
+
+def _refuse_encoders(path: str) -> None:
+    """Raise UserError for models that are known by their config to be no decoder-only language model."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = _load(AutoConfig, path)
+    kind = config.model_type
+    accepted = "rlhf trains decoder-only causal language models (GPT-2, Llama, Qwen, Gemma, Mistral, Mamba, …)"
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{path} is an encoder-decoder ({kind}): {accepted}; give one of these with actor.path=")
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    text = getattr(config, "text_config", None)
+    hint = ""
+    if text is not None and type(text) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        hint = f"; its text part is a {text.model_type}: give that alone"
+    raise UserError(f"{path} is a {kind} model, which is no causal language model: {accepted}{hint}")
 
 
 @contextmanager
@@ -78,7 +155,7 @@ def load_tokenizer(path: str) -> Any:
 def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Every id that may end a response: the tokenizer's EOS, the generation config's, and Qwen's two."""
     ids = {tokenizer.eos_token_id}
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ids |= set(configured) if isinstance(configured, list) else {configured}
     vocabulary = tokenizer.get_vocab()
     ids |= {vocabulary.get(token) for token in ("<|im_end|>", "<|endoftext|>")}
@@ -86,6 +163,17 @@ def eos_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     if not found:
         raise UserError("the actor's tokenizer has no EOS token that the model knows: responses could never end")
     return found
+
+
+def context_length(model: Any) -> int | None:
+    """Tokens that fit in the model's context, or None where its kind has no limit."""
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":  # its angles change for the whole text when it grows longer than this
+        return int(rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
+    found = (getattr(config, name, None) for name in names)
+    return next((int(n) for n in found if isinstance(n, int) and n > 0), None)
 
 
 def class_index(model: Any, name: str) -> int:
@@ -140,16 +228,6 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
-
-
-def _without_dropout(model: Any) -> Any:
-    """Dropout off even in train mode, which gradient checkpointing wants: sampled and scored must agree."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return quicken(model.eval())
 
 
 def architecture(path: str) -> str:

@@ -1,7 +1,7 @@
-"""Products of the CPU's layers, in the weights' own precision or in bfloat16, for which some CPUs have a matrix unit.
+"""Matrix products in the weights' own precision or in bfloat16, and cached bfloat16 casts of weights.
 
-In bfloat16 only a product's factors and what it gives are; weights, their gradients and the stream from layer to layer
-stay float32. A weight's copy is kept while the weight is as it was, or until `forget_copies`.
+In bfloat16 only a product's factors and its result are; weights, their gradients and the stream from layer to layer
+stay float32. A weight's cast is kept while the weight is as it was, or until `forget_casts`.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,11 +12,11 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from rlhf_cli.engine.scratch import scratch
 from rlhf_cli.internals.torch_private import version
-from rlhf_cli.rl.scratch import scratch
 
-_copies: dict[int, tuple[ReferenceType[Tensor], int, Tensor]] = {}
-"""Of each weight's id: the weight, its version, the copy. Torch's own dictionary of tensors takes as long as a small
+_casts: dict[int, tuple[ReferenceType[Tensor], int, Tensor]] = {}
+"""Of each weight's id: the weight, its version, the cast. Torch's own dictionary of tensors takes as long as a small
 operation."""
 
 
@@ -26,25 +26,25 @@ def products_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def lowered(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def cached_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in this dtype; a copy is kept and made anew when the weight has changed. Neither a fused optimizer nor
-    what puts a split model together tells of its changes: `forget_copies` after an optimizer's step."""
+    what puts a split model together tells of its changes: `forget_casts` after an optimizer's step."""
     if weight.dtype == dtype:
         return weight
     key = id(weight)
-    if (found := _copies.get(key)) is not None:
+    if (found := _casts.get(key)) is not None:
         whose, seen, copy = found
         if whose() is weight and seen == version(weight) and copy.dtype == dtype:
             return copy
     with torch.no_grad():
         copy = weight.to(dtype)
-    _copies[key] = ref(weight, lambda _: _copies.pop(key, None)), version(weight), copy
+    _casts[key] = ref(weight, lambda _: _casts.pop(key, None)), version(weight), copy
     return copy
 
 
-def forget_copies() -> None:
+def forget_casts() -> None:
     """Of all weights: after a step of an optimizer, and where their memory is wanted for something else."""
-    _copies.clear()
+    _casts.clear()
 
 
 def sizes(like: Tensor, dtype: torch.dtype) -> Callable[[int], int]:
@@ -60,13 +60,23 @@ def padded(rows: int) -> int:
 
 
 def cast(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    """x itself where it is of this dtype, else in the scratch memory of that name."""
-    return x if x.dtype == dtype else scratch(name, x, dtype=dtype).copy_(x)
+    """x itself where it is of this dtype, else in the scratch memory of that name (under autograd: a new one)."""
+    if x.dtype == dtype:
+        return x
+    return x.to(dtype) if torch.is_grad_enabled() else scratch(name, x, dtype=dtype).copy_(x)
 
 
-def added(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """x + a b, in x's dtype."""
-    return torch.addmm(x, a, b) if x.dtype == a.dtype else x + torch.mm(a, b, out=_room(a, b))
+def added(x: Tensor, a: Tensor, b: Tensor, bias: Tensor | None = None, scale: float = 1.0) -> Tensor:
+    """x + scale · (a b + bias), in x's dtype."""
+    if bias is not None:
+        x = torch.add(x, bias, alpha=scale)
+    if x.dtype == a.dtype:
+        return torch.addmm(x, a, b, alpha=scale)
+    if torch.is_grad_enabled():
+        return torch.add(x, torch.mm(a, b), alpha=scale)
+    if a.is_cuda:
+        return torch.add(x, in_float32(torch.mm, a, b), alpha=scale)
+    return torch.add(x, torch.mm(a, b, out=_room(a, b)), alpha=scale)
 
 
 def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -6,18 +6,14 @@ predicted, not at all. Left out on purpose: block-sparse attention; T is short, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from rlhf_cli.rl.gradients import adds, embed
+from rlhf_cli.engine.decoder import Decoder
 from rlhf_cli.rl.rollout import Rollout
-
-NAME = "rlhf_packed"
-"""Of the attention that models must be loaded with (`attn_implementation=`); without a packing it is plain SDPA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ class Packing:
     whole: bool
     """There is no padding and nothing shared: `place` and `back` change nothing."""
     predictors: Int[Tensor, " K"]
-    """The packed tokens from which response tokens are predicted, and a few more: what the last layer must tell."""
+    """The packed tokens from which response tokens are predicted, and a few more: what the last layer must compute."""
     predictor: Int[Tensor, " M"]
     """Which of them predicts each response token, in the order of `responses[mask]`."""
     direct: bool
@@ -117,73 +113,19 @@ def _owner(rollout: Rollout, rows: Tensor) -> Tensor:
     return torch.where(same & (rollout.prompt_lengths[owner] == rollout.prompt_lengths), owner, rows)
 
 
-def packs(trunk: Any) -> bool:
-    """Whether `packed_states` knows this model: it attends by NAME, everywhere to all that came before."""
-    from rlhf_cli.internals.transformers_private import attention_name
-
-    config = trunk.config
-    known = config.model_type in ("qwen2", "qwen3") and attention_name(config) == NAME
-    return known and set(config.layer_types) == {"full_attention"}
-
-
-def packed_states(trunk: Any, packing: Packing) -> Float[Tensor, "M H"]:
-    """Last hidden states from which each response token is predicted."""
-    ids, table = packing.ids[None], trunk.embed_tokens
-    embeds = torch.is_grad_enabled() and adds(table.weight)
-    output: Any = trunk(
-        **({"inputs_embeds": embed(ids, table)} if embeds else {"input_ids": ids}),
-        position_ids=packing.positions[None],
-        attention_mask={"full_attention": None},
-        use_cache=False,
-        packing=packing,
-    )
-    states = output.last_hidden_state.squeeze(0)
-    if len(states) != len(packing.predictors):  # quick layers leave out the rest
-        states = states.index_select(0, packing.predictors)
-    return states if packing.direct else states.index_select(0, packing.predictor)
-
-
-def attention(
-    module: Any,
-    query: Float[Tensor, "b heads q D"],
-    key: Float[Tensor, "b kv_heads k D"],
-    value: Float[Tensor, "b kv_heads k D"],
-    attention_mask: Tensor | None,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    packing: Packing | None = None,
-    **more: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention within each rollout; what transformers calls in every layer. Dropout is off in this project.
-
-    With a packing b is 1 and q = k = N; without one it is what SDPA does.
-    """
-    if packing is None:
-        from rlhf_cli.internals.transformers_private import sdpa_attention_forward
-
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **more
-        )
+def attend(
+    heads: Float[Tensor, "N all D"],
+    packing: Packing,
+    decoder: Decoder,
+    dtype: torch.dtype,
+    wanted: Int[Tensor, " K"] | None,
+) -> Float[Tensor, "K attended"]:
+    """Causal attention within each rollout, of `layer.Attend`'s tensor; `wanted`: for these packed tokens."""
     rows, width = packing.place.shape
-
-    def unpacked(x: Tensor) -> Tensor:
-        flat = x.squeeze(0).transpose(0, 1).reshape(-1, x.shape[1] * x.shape[3])
-        return packing.spread(flat).view(rows, width, x.shape[1], x.shape[3]).transpose(1, 2)
-
+    pieces = heads.to(dtype).split([decoder.heads, decoder.kv_heads, decoder.kv_heads], 1)
     # causal is enough: padding comes after what is real
-    q, k, v = unpacked(query), unpacked(key), unpacked(value)
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1])
-    heads, size = query.shape[1], query.shape[3]
-    return packing.gathered(out.transpose(1, 2).reshape(rows * width, heads * size)).view(1, -1, heads, size), None
-
-
-def register() -> str:
-    """Make the attention known to transformers; returns the name to load models with."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    from rlhf_cli.internals.transformers_private import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    return NAME
+    q, k, v = (packing.spread(p.flatten(1)).view(rows, width, p.shape[1], -1).transpose(1, 2) for p in pieces)
+    grouped = decoder.heads != decoder.kv_heads
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=decoder.scale, enable_gqa=grouped)
+    found = packing.gathered(out.transpose(1, 2).reshape(rows * width, -1))
+    return found if wanted is None else found.index_select(0, wanted)

@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf_cli.rl.decode import Decoder, decodes
-from rlhf_cli.rl.packing import packs
+from rlhf_cli.engine import gate, kv_cache, plain
+from rlhf_cli.engine.cuda_graph_decode import captured_step
+from rlhf_cli.engine.decoder import Decoder
+from rlhf_cli.engine.eager_decode import EagerDecoder
+from rlhf_cli.engine.forward import prefill
+from rlhf_cli.engine.scratch import scratch
 from rlhf_cli.rl.randomness import uniforms
-from rlhf_cli.rl.recorded import recorded, records
 from rlhf_cli.rl.rollout import Prompts, Rollout
-from rlhf_cli.rl.scratch import scratch
 
 
 @torch.no_grad()
@@ -27,13 +29,17 @@ def sample(
     step: int,
     cuda_graphs: bool = True,
 ) -> Rollout:
-    """One response a row, until an EOS token or `max_length`; on a GPU by a recorded step, if `cuda_graphs`."""
-    trunk, head = model.get_decoder(), model.get_output_embeddings()
-    ends = torch.zeros(head.weight.shape[0], dtype=torch.bool, device=prompts.ids.device)
+    """One response a row, until an EOS token or `max_length`; on a GPU by a captured step, if `cuda_graphs`."""
+    vocabulary, width = logit_count(model), prompts.ids.shape[1]
+    ends = torch.zeros(vocabulary, dtype=torch.bool, device=prompts.ids.device)
     ends.index_fill_(0, torch.tensor(eos_ids, device=ends.device), True)
     chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=ends.device))
-    drawn = _play if cuda_graphs and records(trunk) else _grow
-    responses, logprobs = drawn(model, prompts, chances, ends, temperature)
+    decoder = gate.fast(model, width + max_length)
+    if decoder is None:
+        responses, logprobs = _plainly(model, prompts, chances, ends, temperature)
+    else:
+        drawn = _replay if cuda_graphs and captures(model) else _grow
+        responses, logprobs = drawn(model, decoder, prompts, chances, ends, temperature / decoder.logit_scale)
     over = ends[responses]
     ended = over.any(1)
     lengths = torch.where(ended, over.int().argmax(1) + 1, max_length)  # the first one ends it
@@ -53,18 +59,31 @@ Drawn = tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]
 """Tokens and their log-probs; anything after the first end."""
 
 
-def _play(
-    model: Any, prompts: Prompts, chances: Float[Tensor, "B R"], ends: Bool[Tensor, " V"], temperature: float
-) -> Drawn:
-    """Token by token with a recorded step, on a GPU."""
-    from rlhf_cli.rl.cache import RowCache
+def captures(model: Any) -> bool:
+    """Whether decoding steps are captured as CUDA graphs here."""
+    return model.get_input_embeddings().weight.device.type == "cuda"
 
-    trunk, (count, longest), width = model.get_decoder(), chances.shape, prompts.ids.shape[1]
-    step = recorded(model, draw, rows=count, columns=width + longest, length=longest)
+
+def logit_count(model: Any) -> int:
+    """The width of the model's logits."""
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _replay(
+    model: Any,
+    decoder: Decoder,
+    prompts: Prompts,
+    chances: Float[Tensor, "B R"],
+    ends: Bool[Tensor, " V"],
+    temperature: float,
+) -> Drawn:
+    """Token by token with a captured step, on a GPU."""
+    (count, longest), width = chances.shape, prompts.ids.shape[1]
+    step = captured_step(model, decoder, draw, rows=count, columns=width + longest, length=longest)
     first, owner = distinct_prompts(prompts)
-    cache = RowCache(trunk.config.num_hidden_layers, owner, width)
+    cache = kv_cache.KVCache(decoder.layers, owner, width)
     real = torch.arange(width, device=ends.device) >= width - prompts.lengths[:, None]
-    states = prefill(trunk, cache, prompts.ids[first], real[first], padded=True)[owner]
+    states = prefill(model, decoder, cache, prompts.ids[first], real[first], padded=True)[owner]
     return step.rollout(
         model,
         cache,
@@ -78,26 +97,29 @@ def _play(
 
 
 def _grow(
-    model: Any, prompts: Prompts, chances: Float[Tensor, "B R"], ends: Bool[Tensor, " V"], temperature: float
+    model: Any,
+    decoder: Decoder,
+    prompts: Prompts,
+    chances: Float[Tensor, "B R"],
+    ends: Bool[Tensor, " V"],
+    temperature: float,
 ) -> Drawn:
-    """Token by token; finished rows leave the batch."""
-    from rlhf_cli.rl.cache import RowCache, survivors
-
-    trunk, head, device = model.get_decoder(), model.get_output_embeddings(), ends.device
+    """Token by token, operation by operation; finished rows leave the batch."""
+    head, device = model.get_output_embeddings(), ends.device
     (count, longest), width = chances.shape, prompts.ids.shape[1]
     responses = torch.zeros(count, longest, dtype=torch.long, device=device)
     logprobs = torch.zeros(count, longest, device=device)
     first, owner = distinct_prompts(prompts)
-    cache = RowCache(trunk.config.num_hidden_layers, owner, width + longest - 1)
+    cache = kv_cache.KVCache(decoder.layers, owner, width + longest - 1)
     columns = torch.arange(width + longest, device=device)
     real = columns >= width - prompts.lengths[:, None]
     padded = bool((prompts.lengths < width).any())
     # the prompts, each once; then one token a row and a step
-    states = prefill(trunk, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
+    states = prefill(model, decoder, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
     rows, going = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
-    decoder = Decoder(trunk, head.weight, cache) if decodes(trunk) else None
+    stepper = EagerDecoder(model, decoder, head.weight, cache)
     for at in range(longest):
-        logits = decoder.logits(states) if decoder else head(states).float()
+        logits = stepper.logits(states)
         if temperature != 1:
             logits.div_(temperature)
         token, logprob = draw(logits, chances[rows, at])
@@ -106,8 +128,8 @@ def _grow(
         left = int(going.sum())
         if not left:
             break
-        if (stay := some_more(going, left, decoder.unit if decoder else 1)) is not None:
-            movers, holes, left = survivors(stay)
+        if (stay := some_more(going, left, stepper.unit)) is not None:
+            movers, holes, left = kv_cache.survivors(stay)
             cache.keep(movers, holes, left)
             for x in (rows, token, going, *([real] if padded else [])):
                 x[holes] = x[movers]
@@ -115,12 +137,55 @@ def _grow(
         if at + 1 == longest:
             break
         seen, positions = real[:, : width + at + 1], prompts.lengths[rows] + at
-        if decoder:
-            states = decoder.step(token, positions, seen[:, None] if padded else None)
-        else:
-            mask = mask_for(trunk, seen, queries=1, padded=padded)
-            states = forward(trunk, cache, token[:, None], mask, positions[:, None])
+        states = stepper.step(token, positions, seen[:, None] if padded else None)
     return responses, logprobs
+
+
+LEAVE = 0.75
+"""Rows leave a public cache when no more than this share goes on: it is copied then."""
+
+
+def _plainly(
+    model: Any, prompts: Prompts, chances: Float[Tensor, "B R"], ends: Bool[Tensor, " V"], temperature: float
+) -> Drawn:
+    """Token by token through the model's own forward; prompts of one length at a time where padding is not exact."""
+    facts = gate.facts_of(model)
+    responses = torch.zeros(chances.shape, dtype=torch.long, device=ends.device)
+    logprobs = torch.zeros(chances.shape, device=ends.device)
+    lengths = [prompts.lengths] if facts.left_padding else list(prompts.lengths.unique())
+    for wanted in lengths:
+        rows = (prompts.lengths == wanted).nonzero().squeeze(1)
+        _plain_batch(model, facts, prompts.select(rows), rows, chances, ends, temperature, (responses, logprobs))
+    return responses, logprobs
+
+
+def _plain_batch(
+    model: Any,
+    facts: plain.Facts,
+    prompts: Prompts,
+    rows: Int[Tensor, " b"],
+    chances: Float[Tensor, "B R"],
+    ends: Bool[Tensor, " V"],
+    temperature: float,
+    drawn: Drawn,
+) -> None:
+    """Fill in the rows' responses and log-probs."""
+    responses, logprobs = drawn
+    leaves = facts.selects or not facts.caches
+    decoder = plain.PlainDecoder(model, facts, prompts.ids, prompts.lengths)
+    going = torch.ones(len(rows), dtype=torch.bool, device=ends.device)
+    for at in range(chances.shape[1]):
+        token, logprob = draw(decoder.logits / temperature, chances[rows, at])
+        responses[rows, at] = torch.where(going, token, responses[rows, at])
+        logprobs[rows, at] = torch.where(going, logprob, logprobs[rows, at])
+        going &= ~ends[token]
+        if not going.any() or at + 1 == chances.shape[1]:
+            return
+        if leaves and int(going.sum()) <= LEAVE * len(going):
+            stay = going.nonzero().squeeze(1)
+            decoder.select(stay)
+            rows, token, going = rows[stay], token[stay], going[stay]
+        decoder.step(token)
 
 
 def some_more(going: Bool[Tensor, " B"], left: int, unit: int) -> Bool[Tensor, " B"] | None:
@@ -132,42 +197,11 @@ def some_more(going: Bool[Tensor, " B"], left: int, unit: int) -> Bool[Tensor, "
     return going | (~going & ((~going).cumsum(0) <= spare)) if spare else going
 
 
-def prefill(
-    trunk: Any, cache: Any, ids: Int[Tensor, "U P"], real: Bool[Tensor, "U P"], *, padded: bool
-) -> Float[Tensor, "U H"]:
-    """Fill the cache with prompts; their last hidden states."""
-    positions = (real.long().cumsum(1) - 1).clamp(min=0)
-    return forward(trunk, cache, ids, mask_for(trunk, real, queries=ids.shape[1], padded=padded), positions)
-
-
-def forward(trunk: Any, cache: Any, ids: Int[Tensor, "B Q"], mask: Any, positions: Int[Tensor, "B Q"]) -> Tensor:
-    """Last hidden states of the last of the tokens, through transformers: [B, H]."""
-    from rlhf_cli.internals.transformers_private import cache_argument
-
-    held = {cache_argument(trunk.__class__): cache}
-    output = trunk(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, **held)
-    return output.last_hidden_state[:, -1]
-
-
 def distinct_prompts(prompts: Prompts) -> tuple[Int[Tensor, " U"], Int[Tensor, " B"]]:
     """(the rows with a group's first prompt, which of those each row has): a group's prompt is read once."""
     _, owner = prompts.group.unique_consecutive(return_inverse=True)
     first = torch.full((int(owner[-1]) + 1,), len(prompts), device=owner.device)
     return first.scatter_reduce(0, owner, torch.arange(len(prompts), device=owner.device), "amin"), owner
-
-
-def mask_for(trunk: Any, real: Bool[Tensor, "B T"], *, queries: int, padded: bool) -> Any:
-    """The attention mask of the last `queries` tokens, in the form that costs least; padding is on the left."""
-    if not packs(trunk):
-        return real.long()
-    if not padded:
-        return {"full_attention": None}
-    if queries == 1:
-        return {"full_attention": real[:, None, None]}
-    at = torch.arange(queries, device=real.device)
-    # padding sees itself, because a softmax over nothing is not a number
-    seen = (at[:, None] >= at) & (real[:, None] | (at[:, None] == at))
-    return {"full_attention": seen[:, None]}
 
 
 BLOCK = 128

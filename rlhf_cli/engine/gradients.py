@@ -44,9 +44,9 @@ def rest(weight: Tensor, gradient: Tensor) -> Tensor | None:
     return None if adds(weight) else gradient
 
 
-def embed(ids: Tensor, table: torch.nn.Embedding) -> Tensor:
-    """What the table gives for ids, [*B] -> [*B, H]; its padding token learns nothing."""
-    return cast(Tensor, _Embedding.apply(ids, table.weight, table.padding_idx))
+def embed(ids: Tensor, weight: Tensor, padding: int | None) -> Tensor:
+    """The rows of the embedding for ids, [*B] -> [*B, H]; the padding token learns nothing."""
+    return cast(Tensor, _Embedding.apply(ids, weight, padding))
 
 
 class _Embedding(torch.autograd.Function):

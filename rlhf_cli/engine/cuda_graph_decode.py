@@ -1,0 +1,216 @@
+"""One more token for every row, on a GPU: a step that is captured once, as a CUDA graph, and replayed.
+
+Launched one by one from Python, the hundreds of kernels of a token take many times as long as they run; replayed they
+are one launch. So nothing in a step waits for the host or changes its shape: what differs from token to token lies in
+memory that the step itself moves on, and a row that is done goes on drawing tokens that nobody reads (few rows cost
+what the weights cost to read, and half of them no less). On the CPU, for tests, it runs operation by operation.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding as embedded
+
+from rlhf_cli.config.errors import RunFailed
+from rlhf_cli.engine.casts import in_float32
+from rlhf_cli.engine.decoder import Decoder, last_norm, layer_weights, named_weights
+from rlhf_cli.engine.kv_cache import KVCache
+from rlhf_cli.engine.layer import Block, block, layer, norm_weight, rms_norm
+from rlhf_cli.engine.memory import at_shortage, out_of_memory
+from rlhf_cli.internals.torch_private import copy_all
+
+Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+COLUMNS = 64
+"""Places in the cache come in so many, so that a prompt a little longer than the last needs no new capture."""
+LOOK = 8
+"""Tokens between two looks at whether every row is done: a look waits for the GPU."""
+
+_kept: "WeakKeyDictionary[Any, CapturedStep]" = WeakKeyDictionary()
+at_shortage(_kept.clear)
+
+
+def captured_step(model: Any, decoder: Decoder, draw: Draw, *, rows: int, columns: int, length: int) -> "CapturedStep":
+    """The model's captured step, which is kept; captured anew if it is too small."""
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    autocast = torch.is_autocast_enabled(head.device.type)
+    dtype = torch.get_autocast_dtype(head.device.type) if autocast else head.dtype
+    columns = -(-columns // COLUMNS) * COLUMNS
+    held = _kept.pop(model, None)  # if there is no memory for a larger one, this one is gone when fewer rows are tried
+    if held is None or (held.dtype, held.device, held.read_at) != (dtype, head.device, table.data_ptr()):
+        held = CapturedStep(model, decoder, draw, rows=rows, columns=columns, length=length, dtype=dtype)
+    elif held.rows < rows or held.columns < columns or held.length < length:
+        most = {"rows": max(held.rows, rows), "columns": max(held.columns, columns), "length": max(held.length, length)}
+        del held
+        held = CapturedStep(model, decoder, draw, **most, dtype=dtype)
+    _kept[model] = held
+    return held
+
+
+class CapturedStep:
+    """A decoding step for at most `rows` rows, `columns` tokens with their prompts and responses of `length`, and the
+    memory that it works in. `dtype`: of weights, keys, values and what is multiplied with them; else float32."""
+
+    def __init__(
+        self, model: Any, decoder: Decoder, draw: Draw, *, rows: int, columns: int, length: int, dtype: torch.dtype
+    ) -> None:
+        head = model.get_output_embeddings().weight
+        self.rows, self.columns, self.length = rows, columns, length
+        self.decoder, self.draw, self.dtype, self.device = decoder, draw, dtype, head.device
+        self.table = model.get_input_embeddings().weight
+        self.read_at = self.table.data_ptr()
+        kv_heads, size = decoder.kv_heads, decoder.head_size
+        with torch.inference_mode(False), torch.no_grad(), _plainly(self.device):
+            weights = named_weights(model)
+            self.layers = [_memory(block(w, decoder, dtype, joined=True)) for w in layer_weights(weights, decoder)]
+            self.norm = torch.empty_like(norm_weight(last_norm(weights, decoder), decoder))
+            self.head = torch.empty_like(head, dtype=dtype)
+            self.cos, self.sin = decoder.angles(torch.arange(columns, device=self.device))
+            self.keys, self.values = (
+                [self._zeros(rows, kv_heads, columns, size, dtype=dtype) for _ in self.layers] for _ in range(2)
+            )
+            self.states = self._zeros(rows, decoder.hidden, dtype=dtype)
+            self.temperature = torch.ones((), device=self.device)
+            self.ends = self._zeros(len(head), dtype=torch.bool)
+            self.uniforms = self._zeros(rows, length, dtype=torch.float64)
+            self.positions, self.at, self.column = (self._zeros(n, dtype=torch.long) for n in (rows, 1, 1))
+            self.seen = self._zeros(rows, columns, dtype=torch.bool)
+            self.done = self._zeros(rows, dtype=torch.bool)
+            self.responses = self._zeros(rows, length, dtype=torch.long)
+            self.logprobs = self._zeros(rows, length)
+            self.play = self._capture() if self.device.type == "cuda" else self._token
+
+    def rollout(
+        self,
+        model: Any,
+        prefilled: KVCache,
+        states: Float[Tensor, "B H"],
+        *,
+        positions: Int[Tensor, " B"],
+        real: Bool[Tensor, "B P"],
+        uniforms: Float[Tensor, "B R"],
+        ends: Bool[Tensor, " V"],
+        temperature: float,
+    ) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
+        """Responses and log-probs, of which only what is before the first end counts.
+
+        `prefilled`: the cache with the prompts of each row; `states`: the last hidden states of these; `positions`:
+        of the next token; `real`: where a prompt has tokens; `ends`: which tokens end a response.
+        """
+        (count, length), width = uniforms.shape, real.shape[1]
+        self._first()
+        self._read(model)
+        for keys, values, store in zip(self.keys, self.values, prefilled.layers, strict=True):
+            keys[:count, :, :width].copy_(store.read()[0])
+            values[:count, :, :width].copy_(store.read()[1])
+        self.states[:count].copy_(states)
+        self.temperature.fill_(temperature)
+        self.ends.copy_(ends)
+        self.uniforms[:count, :length].copy_(uniforms)
+        self.positions[:count].copy_(positions)
+        self.column.fill_(width)
+        self.seen[:count, :width].copy_(real)
+        self.done.fill_(True)[:count].fill_(False)
+        with _plainly(self.device):
+            for token in range(1, length + 1):
+                self.play()
+                if token % LOOK == 0 and bool(self.done.all()):
+                    break
+        return self.responses[:count, :length].clone(), self.logprobs[:count, :length].clone()
+
+    def _token(self) -> None:
+        """Draw each row's next token, and read it."""
+        logits = in_float32(torch.mm, self.states, self.head.T).div_(self.temperature)
+        token, logprob = self.draw(logits, self.uniforms.index_select(1, self.at).squeeze(1))
+        self.responses.index_copy_(1, self.at, token[:, None])
+        self.logprobs.index_copy_(1, self.at, logprob[:, None])
+        self.done |= self.ends[token]
+        self.seen.index_fill_(1, self.column, True)
+        self.states.copy_(self._states(token))
+        for moving in (self.at, self.column, self.positions):
+            moving += 1
+
+    def _states(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
+        decoder = self.decoder
+        x = embedded(token, self.table).float()
+        if decoder.embedding_scale != 1:
+            x = x * decoder.embedding_scale
+        angles, hidden = (self.cos[self.positions], self.sin[self.positions]), ~self.seen[:, None]
+        for weights, keys, values, turns in zip(self.layers, self.keys, self.values, decoder.rotates, strict=True):
+            see = partial(self._attend, keys=keys, values=values, hidden=hidden)
+            x = layer(x, weights, decoder, angles if turns else None, see)
+        return rms_norm(x, self.norm, decoder.epsilon).to(self.dtype)
+
+    def _attend(self, heads: Float[Tensor, "B all D"], *, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+        decoder, heads = self.decoder, heads.to(self.dtype)
+        both = decoder.heads + decoder.kv_heads
+        keys.index_copy_(2, self.column, heads[:, decoder.heads : both, None])
+        values.index_copy_(2, self.column, heads[:, both:, None])
+        query = heads[:, : decoder.heads].reshape(self.rows * decoder.kv_heads, -1, decoder.head_size)
+        scores = in_float32(torch.bmm, query, keys.flatten(0, 1).transpose(1, 2)) * decoder.scale
+        scores.view(self.rows, decoder.heads, -1).masked_fill_(hidden, -torch.inf)
+        return torch.bmm(scores.softmax(-1).to(self.dtype), values.flatten(0, 1)).view(self.rows, -1)
+
+    def _read(self, model: Any) -> None:
+        """The weights as they are now."""
+        weights, decoder = named_weights(model), self.decoder
+        norm, head = norm_weight(last_norm(weights, decoder), decoder), model.get_output_embeddings().weight
+        copy_all([self.norm, self.head], [norm.detach(), head.detach()])
+        for mine, its in zip(self.layers, layer_weights(weights, decoder), strict=True):
+            fresh = block(its, decoder, self.dtype, joined=True)
+            pairs = [(getattr(mine, f.name), getattr(fresh, f.name)) for f in fields(Block)]
+            pairs = [(place, weight.detach()) for place, weight in pairs if place is not None]
+            copy_all([place for place, _ in pairs], [weight for _, weight in pairs])
+
+    def _first(self) -> None:
+        """Back to where a rollout begins, with nothing left of the last: 0 times what is not a number is none."""
+        for moving in (self.at, self.column, self.positions, self.seen, *self.values):
+            moving.zero_()
+
+    def _capture(self) -> Callable[[], None]:
+        """The step as a graph. Raises RunFailed where this GPU or driver captures none."""
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        with torch.cuda.device(self.device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(before)
+            with torch.cuda.stream(aside):  # libraries choose their kernels and take their memory before the capture
+                for _ in range(2):
+                    self._token()
+                    self._first()
+            before.wait_stream(aside)
+            try:
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    self._token()
+            except RuntimeError as error:
+                torch.cuda.set_stream(before)  # a capture that breaks off stays on its own stream
+                if out_of_memory(error):
+                    raise
+                raise RunFailed(
+                    f"this GPU does not capture the decoding step as a CUDA graph: {error}\n"
+                    "  Go on without, slower: rollout.cuda_graphs=false"
+                ) from error
+        return graph.replay
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def _plainly(device: torch.device) -> torch.autocast:
+    """Every operation in the dtype that is written here."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def _memory(like: Block) -> Block:
+    """Memory for such weights, that stays where it is. [in, out] as a view of [out, in] stays that."""
+    memory: dict[str, Any] = {f.name: _empty(getattr(like, f.name)) for f in fields(Block)}
+    return replace(like, **memory)
+
+
+def _empty(like: Tensor | None) -> Tensor | None:
+    return None if like is None else torch.empty_like(like)
