@@ -10,12 +10,13 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassificat
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.engine.value_head import SharedCritic
+from rlhf_cli.engine import gate, plain
 from rlhf_cli.engine import read as forward
+from rlhf_cli.engine.sample import sample
+from rlhf_cli.engine.value_head import SharedCritic
 from rlhf_cli.rl.controllers import DoublingKL
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
-from rlhf_cli.engine.sample import sample
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import update as updating
@@ -252,8 +253,7 @@ def test_the_fisher_product_is_the_explicit_fisher_matrix(monkeypatch: pytest.Mo
     model, before = tiny(), tiny().requires_grad_(False)
     rollout = speak(model, 6)
     parameters = list(model.parameters())
-    states = forward.response_states(model.get_decoder(), rollout)[rollout.mask]
-    logits = model.get_output_embeddings()(states)
+    logits = plain.response_outputs(model, rollout, gate.facts_of(model))
     expected = torch.zeros(len(flat(parameters)), len(flat(parameters)))
     for row in logits:
         jacobian = torch.stack([flat(torch.autograd.grad(x, parameters, retain_graph=True, **UNUSED)) for x in row])

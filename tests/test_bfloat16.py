@@ -10,18 +10,21 @@ from test_rollout import born, prompts, roll
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlhf_cli.rl import decode, products, sampling
-from rlhf_cli.engine.read import response_logprobs, response_values
+from rlhf_cli.engine import casts, eager_decode, gate
+from rlhf_cli.engine import sample as sampling
+from rlhf_cli.engine.decoder import Decoder
+from rlhf_cli.engine.forward import differentiable_twice, packed_states
+from rlhf_cli.engine.kv_cache import KVCache
 from rlhf_cli.engine.lm_head import token_logprobs
-from rlhf_cli.engine.packing import pack, packed_states, register
-from rlhf_cli.engine.forward import differentiable_twice, quicken
+from rlhf_cli.engine.packing import pack
+from rlhf_cli.engine.read import response_logprobs, response_values
 from rlhf_cli.rl.rollout import Prompts, Rollout
 from rlhf_cli.training.update import Learner
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 CONFIG = Qwen2Config(
     vocab_size=60,
-    hidden_size=decode.WIDE,
+    hidden_size=eager_decode.WIDE,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,
@@ -34,13 +37,19 @@ CONFIG = Qwen2Config(
 @pytest.fixture(scope="module")
 def model() -> Qwen2ForCausalLM:
     made = born(CONFIG)
-    made.set_attn_implementation(register())
-    return quicken(made)
+    assert gate.fast(made, 64)
+    return made
 
 
 @pytest.fixture(scope="module")
 def rollout(model: Qwen2ForCausalLM) -> Rollout:
     return roll(model, prompts([3, 7, 5, 1, 6], 9))
+
+
+def decoder_of(model: Qwen2ForCausalLM) -> Decoder:
+    found = gate.way_of(model).decoder
+    assert found is not None
+    return found
 
 
 def gradients(model: Qwen2ForCausalLM, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,12 +85,12 @@ def test_a_frozen_model_in_bfloat16_is_as_near_as_its_master(model: Qwen2ForCaus
 def test_a_copy_follows_its_weight() -> None:
     layer = torch.nn.Linear(4, 8)
     weight = layer.weight
-    first = products.lowered(weight, torch.bfloat16)
-    assert products.lowered(weight, torch.bfloat16) is first
-    assert products.lowered(weight, torch.float32) is weight
+    first = casts.cached_cast(weight, torch.bfloat16)
+    assert casts.cached_cast(weight, torch.bfloat16) is first
+    assert casts.cached_cast(weight, torch.float32) is weight
 
     def is_current() -> bool:
-        return torch.equal(products.lowered(weight, torch.bfloat16), weight.to(torch.bfloat16))
+        return torch.equal(casts.cached_cast(weight, torch.bfloat16), weight.to(torch.bfloat16))
 
     with torch.no_grad():
         weight.mul_(2)
@@ -99,13 +108,13 @@ def test_a_copy_follows_its_weight() -> None:
 
 
 def test_a_copy_goes_with_its_weight() -> None:
-    before = set(products._copies)
+    before = set(casts._casts)
     weights = [torch.nn.Parameter(torch.randn(8, 4)) for _ in range(3)]
     for weight in weights:
-        products.lowered(weight, torch.bfloat16)
-    assert len(set(products._copies) - before) == 3
+        casts.cached_cast(weight, torch.bfloat16)
+    assert len(set(casts._casts) - before) == 3
     del weight, weights
-    assert set(products._copies) <= before
+    assert set(casts._casts) <= before
 
 
 def test_logits_are_rounded_in_their_factors_only() -> None:
@@ -121,19 +130,19 @@ def test_logits_are_rounded_in_their_factors_only() -> None:
             found, _ = token_logprobs(states, head, labels, temperature=1.0)
         torch.testing.assert_close(found.double(), wanted, atol=1e-4, rtol=0)
         assert unit.fp32_precision == before
-    with pytest.raises(ZeroDivisionError), products.factors_in(torch.bfloat16):
+    with pytest.raises(ZeroDivisionError), casts.factors_in(torch.bfloat16):
         _ = 1 / 0
     assert unit.fp32_precision == before
 
 
 def test_numbers_of_rows_are_few_and_little_more_than_needed() -> None:
-    sizes = {n: products.padded(n) for n in range(4000)}
+    sizes = {n: casts.padded(n) for n in range(4000)}
     assert all(n <= size < n + max(32, n / 4) for n, size in sizes.items())
     assert len(set(sizes.values())) < 60
     like = torch.zeros(1)
-    assert products.sizes(like, torch.bfloat16)(33) == 64
-    assert products.sizes(like, torch.float32)(33) == 33
-    assert products.sizes(like.to("meta"), torch.bfloat16)(33) == 33
+    assert casts.sizes(like, torch.bfloat16)(33) == 64
+    assert casts.sizes(like, torch.float32)(33) == 33
+    assert casts.sizes(like.to("meta"), torch.bfloat16)(33) == 33
 
 
 def shared(model: Qwen2ForCausalLM) -> Rollout:
@@ -145,7 +154,7 @@ def shared(model: Qwen2ForCausalLM) -> Rollout:
 
 
 def test_tokens_that_fill_up_change_nothing(model: Qwen2ForCausalLM, rollout: Rollout) -> None:
-    trunk = model.get_decoder()
+    trunk, decoder = model.get_decoder(), decoder_of(model)
     for given in (rollout, shared(model), rollout.select(slice(0, 1))):
         plain, tokens = pack(given), int(given.lengths.sum())
         for size in (lambda n: n + 7, lambda n: 10 * n, lambda n, tokens=tokens: max(n, tokens)):
@@ -154,7 +163,7 @@ def test_tokens_that_fill_up_change_nothing(model: Qwen2ForCausalLM, rollout: Ro
             assert torch.equal(filled.predictors, filled.predictors.unique())
             for layers in (nullcontext, differentiable_twice):
                 with layers():
-                    states = [packed_states(trunk, p) for p in (plain, filled)]
+                    states = [packed_states(model, decoder, p) for p in (plain, filled)]
                     torch.testing.assert_close(states[1], states[0], atol=1e-5, rtol=1e-5)
                     direction = torch.randn(states[0].shape, generator=torch.Generator().manual_seed(2))
                     losses = [(s * direction).sum() for s in states]
@@ -179,13 +188,13 @@ def test_rows_that_are_done_may_stay_without_a_difference(
 ) -> None:
     given = prompts([3, 7, 5, 1, 6, 2, 4, 8, 3, 5, 7], 9)
     alone = roll(model, given, max_length=40)
-    initial = decode.Decoder.__init__
+    initial = eager_decode.EagerDecoder.__init__
 
-    def in_fours(self: decode.Decoder, *arguments: object) -> None:
+    def in_fours(self: eager_decode.EagerDecoder, *arguments: object) -> None:
         initial(self, *arguments)  # type: ignore[arg-type]
         self.unit = 4
 
-    monkeypatch.setattr(decode.Decoder, "__init__", in_fours)
+    monkeypatch.setattr(eager_decode.EagerDecoder, "__init__", in_fours)
     together = roll(model, given, max_length=40)
     assert len(alone.lengths.unique()) > 3
     for name in ("responses", "lengths", "ended"):
@@ -196,16 +205,14 @@ def test_rows_that_are_done_may_stay_without_a_difference(
 def test_what_was_sampled_has_the_log_probs_of_training(model: Qwen2ForCausalLM) -> None:
     with BF16:
         sampled = roll(model, prompts([3, 7, 5, 1, 6, 2, 4, 8, 3, 5], 9), max_length=30)
-        assert decode.Decoder(model.get_decoder(), model.lm_head.weight, _Columns()).dtype == torch.bfloat16
+        cache = KVCache(0, torch.arange(1), 9)
+        made = eager_decode.EagerDecoder(model, decoder_of(model), model.lm_head.weight, cache)
+        assert made.dtype == torch.bfloat16
         with torch.no_grad():
             read, _ = response_logprobs(model, sampled, temperature=0.9)
     assert sampled.logprobs.dtype == torch.float32
     torch.testing.assert_close(sampled.logprobs, read, atol=0.1, rtol=0)
     assert float((sampled.logprobs - read).abs()[sampled.mask].mean()) < 0.02
-
-
-class _Columns:
-    columns, layers = 9, ()
 
 
 def test_rows_to_keep_are_those_that_go_on_and_the_first_of_the_others() -> None:
@@ -224,8 +231,7 @@ def test_values_in_bfloat16_are_near(model: Qwen2ForCausalLM, rollout: Rollout) 
     from transformers import Qwen2ForTokenClassification
 
     torch.manual_seed(0)
-    critic = quicken(Qwen2ForTokenClassification(Qwen2Config(**CONFIG.to_dict() | {"num_labels": 1})).eval())
-    critic.set_attn_implementation(register())
+    critic = Qwen2ForTokenClassification(Qwen2Config(**CONFIG.to_dict() | {"num_labels": 1})).eval()
     with torch.no_grad():
         exact = response_values(critic, rollout)
         with BF16:

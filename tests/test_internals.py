@@ -1,15 +1,17 @@
 """What is private in the libraries and used here is still there, and still what it was. A failure names the library."""
 
-import inspect
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
-from rlhf_cli.internals import hydra_private, torch_private, transformers_private, wandb_private
+from rlhf_cli.engine import plain
+from rlhf_cli.internals import hydra_private, torch_private, wandb_private
 
-PACKAGE = Path(transformers_private.__file__).parents[1]
+PACKAGE = Path(torch_private.__file__).parents[1]
 PRIVATE = re.compile(
     r"hydra\._internal|hydra\.core\.(override_parser|plugins|global_hydra)|torch\._[a-z]\w*|torch\.ops\.|\baten\.|"
     r"\b_(version|base)\b(?!\s*=)|_foreach_\w+|transformers\.(cache_utils|masking_utils|integrations|models)\b|"
@@ -25,33 +27,13 @@ def test_private_names_stand_in_one_file_a_library() -> None:
         assert not lines, f"{file.relative_to(PACKAGE)} uses what is private: move it to rlhf_cli/internals/: {lines}"
 
 
-def test_transformers_layers_are_called_as_we_know_it() -> None:
-    layer, norm = transformers_private.qwen2_classes()
-    known = {*transformers_private.LAYER_ARGUMENTS, transformers_private.cache_argument(layer)}
-    taken = {
-        name
-        for name, p in inspect.signature(layer.forward).parameters.items()
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and name != "self"
-    }
-    assert taken == known, f"transformers moved: Qwen2DecoderLayer.forward takes {taken}, rl/quick.py knows {known}"
-    assert norm(8).variance_epsilon == 1e-6, "transformers moved: Qwen2RMSNorm.variance_epsilon"
-
-
-def test_transformers_cache_layer_is_filled_as_we_know_it() -> None:
-    layer = transformers_private.DynamicLayer()
-    key = torch.ones(1, 2, 3, 4)
-    held, _ = layer.update(key, key)
-    assert held.shape == key.shape, "transformers moved: DynamicLayer.update no longer returns what it holds"
-    assert layer.get_seq_length() == 3, "transformers moved: DynamicLayer.get_seq_length"
+def test_nothing_private_of_transformers_is_used() -> None:
+    assert not list(PACKAGE.rglob("transformers_private.py"))
 
 
 def test_a_forward_without_a_cache_is_named() -> None:
-    class Blind(torch.nn.Module):
-        def forward(self, x: torch.Tensor, memory: object = None) -> torch.Tensor:
-            return x
-
-    with pytest.raises(TypeError, match=r"Blind.forward of transformers \S+ takes no KV cache .*: self, x, memory"):
-        transformers_private.cache_argument(Blind)
+    with pytest.raises(TypeError, match=r"takes no cache under a name that rlhf knows"):
+        plain.cache_name(frozenset({"input_ids", "memory"}))
 
 
 def test_torchs_attention_kernel_is_softmax_attention() -> None:
@@ -70,8 +52,16 @@ def test_torchs_attention_kernel_is_softmax_attention() -> None:
 
 def test_torchs_other_private_names() -> None:
     x = torch.linspace(-2, 2, 7)
-    out = torch_private.silu_out(x, out=torch.empty_like(x))
-    torch.testing.assert_close(out, x * x.sigmoid(), msg="torch moved: aten.silu.out")
+    activations = {"silu": functional.silu, "gelu": functional.gelu}
+    activations["gelu_tanh"] = partial(functional.gelu, approximate="tanh")
+    for name, function in activations.items():
+        y = x.clone().requires_grad_()
+        expected = function(y)
+        out = torch_private.activation_out(name, x, out=torch.empty_like(x))
+        torch.testing.assert_close(out, expected.detach(), msg=f"torch moved: aten.{name}.out")
+        expected.sum().backward()
+        d = torch_private.activation_backward_out(name, torch.ones(7), x, out=torch.empty(7))
+        torch.testing.assert_close(d, y.grad, msg=f"torch moved: the gradient of aten.{name}")
     before = torch_private.version(x)
     x.add_(1)
     assert torch_private.version(x) > before, "torch moved: Tensor._version"

@@ -12,16 +12,18 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from rlhf_cli.rl import head, recorded, sampling, scratch
-from rlhf_cli.engine.kv_cache import RowCache
-from rlhf_cli.engine.read import response_logprobs, response_values
+from rlhf_cli.engine import cuda_graph_decode, gate, scratch
+from rlhf_cli.engine import lm_head as head
+from rlhf_cli.engine import sample as sampling
+from rlhf_cli.engine.forward import differentiable_twice
 from rlhf_cli.engine.gradients import adds, in_place
+from rlhf_cli.engine.kv_cache import KVCache
 from rlhf_cli.engine.lm_head import token_logprobs
-from rlhf_cli.engine.packing import pack, packs, register
-from rlhf_cli.engine.forward import differentiable_twice, quicken
+from rlhf_cli.engine.packing import pack
+from rlhf_cli.engine.read import response_logprobs, response_values
+from rlhf_cli.engine.sample import draw, sample
 from rlhf_cli.rl.randomness import permutation, uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
-from rlhf_cli.engine.sample import draw, sample
 
 CONFIG = Qwen2Config(
     vocab_size=40,
@@ -48,6 +50,7 @@ def born(config: Qwen2Config) -> Qwen2ForCausalLM:
 @pytest.fixture(scope="module")
 def model() -> Qwen2ForCausalLM:
     made = born(CONFIG)
+    gate.take_way(made, gate.PLAIN)
     made.generation_config.top_k, made.generation_config.repetition_penalty = 1, 9.0  # must not leak
     return made
 
@@ -154,11 +157,15 @@ def test_logprobs_and_entropies_of_the_head_with_gradient(
 
 @pytest.fixture(scope="module")
 def packing_model(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
-    """The same weights, loaded as the project loads them."""
-    made = quicken(copy.deepcopy(model))
-    made.set_attn_implementation(register())
-    assert packs(made.get_decoder())
-    assert not packs(model.get_decoder())
+    """The same weights, by the fast way."""
+    return by_the_fast_way(model)
+
+
+def by_the_fast_way(model: Qwen2ForCausalLM) -> Qwen2ForCausalLM:
+    made = copy.deepcopy(model)
+    gate.take_way(made, None)
+    assert gate.fast(made, 64)
+    assert not gate.fast(model, 64)
     return made
 
 
@@ -186,19 +193,17 @@ def test_packed_forward_is_the_padded_one_with_gradient(
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_quick_layers_compute_what_transformers_do_with_gradient(
+def test_the_fast_way_computes_what_transformers_does_with_gradient(
     model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In float64, where no wrong formula hides behind rounding; inside `differentiable_twice` they are the same."""
+    """In float64, where no wrong formula hides behind rounding; inside `differentiable_twice` too."""
 
     def norm(self: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
         return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)  # its own casts to float32
     plain = copy.deepcopy(model).double().requires_grad_(True)
-    plain.set_attn_implementation(register())
-    quick = quicken(copy.deepcopy(plain))
-    assert type(quick.get_decoder().layers[0]) is not type(plain.get_decoder().layers[0])
+    quick = by_the_fast_way(plain)
     rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 3))
     found = [response_logprobs(m, rollout, temperature=0.9)[0] for m in (plain, quick)]
     torch.testing.assert_close(found[1], found[0], atol=1e-12, rtol=0)
@@ -213,7 +218,7 @@ def test_quick_layers_compute_what_transformers_do_with_gradient(
         unrecorded = response_logprobs(quick, rollout, temperature=0.9)[0]
     torch.testing.assert_close(unrecorded, found[0], atol=1e-12, rtol=0)
     with differentiable_twice():
-        torch.testing.assert_close(response_logprobs(quick, rollout, temperature=0.9)[0], found[0], atol=0, rtol=0)
+        torch.testing.assert_close(response_logprobs(quick, rollout, temperature=0.9)[0], found[0], atol=1e-12, rtol=0)
 
 
 def test_memory_first_used_in_inference_mode_serves_training(
@@ -248,14 +253,14 @@ def test_scratch_memory_is_one_piece_whatever_its_shape(monkeypatch: pytest.Monk
 def test_keys_and_values_are_freed_with_the_last_token(
     packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    caches: list[weakref.ref[RowCache]] = []
+    caches: list[weakref.ref[KVCache]] = []
 
-    class Noted(RowCache):
+    class Noted(KVCache):
         def __init__(self, *given: Any) -> None:
             super().__init__(*given)
             caches.append(weakref.ref(self))
 
-    monkeypatch.setattr("rlhf_cli.engine.kv_cache.RowCache", Noted)
+    monkeypatch.setattr("rlhf_cli.engine.kv_cache.KVCache", Noted)
     gc.disable()  # what is in a circle would wait for it
     try:
         roll(packing_model, prompts([3, 7, 5], 9))
@@ -317,7 +322,7 @@ def test_the_packed_models_samples_are_the_padded_models(
         torch.testing.assert_close(plain.logprobs, packed.logprobs, atol=1e-5, rtol=0)
 
 
-def test_a_recorded_step_draws_the_same_responses(
+def test_a_captured_step_draws_the_same_responses(
     packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's way of decoding, here operation by operation; kept from one rollout to the next, while weights change."""
@@ -328,24 +333,25 @@ def test_a_recorded_step_draws_the_same_responses(
             for parameter in changed.parameters():
                 parameter *= 1.01
         grown = roll(changed, given, max_length=longest)
-        monkeypatch.setattr(sampling, "records", lambda trunk: True)
+        monkeypatch.setattr(sampling, "captures", lambda model: True)
         played = roll(changed, given, max_length=longest)
         monkeypatch.undo()
         for name in ("responses", "lengths", "ended"):
             assert torch.equal(getattr(grown, name), getattr(played, name))
         torch.testing.assert_close(grown.logprobs, played.logprobs, atol=2e-5, rtol=0)
-    kept = recorded._kept[changed]
+    kept = cuda_graph_decode._kept[changed]
     assert (kept.rows, kept.columns, kept.length) == (16, 128, 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_recorded_step_waits_for_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On tensors without numbers: a step that asked for one, or whose shapes hung on one, could not be recorded."""
-    monkeypatch.setattr(recorded, "_plainly", lambda device: nullcontext())
+def test_a_captured_step_waits_for_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without numbers: a step that asked for one, or whose shapes hung on one, could not be captured."""
+    monkeypatch.setattr(cuda_graph_decode, "_plainly", lambda device: nullcontext())
     with torch.device("meta"):
         model = Qwen2ForCausalLM(CONFIG)
-    model.set_attn_implementation(register())
-    step = recorded.Recorded(model, draw, rows=8, columns=64, length=16, dtype=dtype)
+    decoder = gate.way_of(model).decoder
+    assert decoder is not None
+    step = cuda_graph_decode.CapturedStep(model, decoder, draw, rows=8, columns=64, length=16, dtype=dtype)
     with torch.no_grad():
         step.play()
     step.draw = lambda logits, uniform: draw(logits, uniform) if uniform.any() else draw(logits, 0 * uniform)
