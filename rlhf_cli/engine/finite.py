@@ -1,5 +1,7 @@
-"""Numbers that are none, noticed before they reach a weight."""
+"""NaN and infinity, noticed before they reach a weight."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +11,10 @@ from rlhf_cli.config.errors import RunFailed
 
 
 class NonFinite(RunFailed):
-    """`what` is NaN or infinite, in these rows of the batch where that is known. No weight was touched by it."""
+    """`what` is NaN or infinite, in these rows of the batch where that is known. No weight was touched by it.
+
+    `evidence`: what was at hand, for a dump.
+    """
 
     def __init__(self, what: str, rows: list[int] | None = None, **evidence: Any) -> None:
         where = f" in {len(rows)} rows, the first is row {rows[0]}" if rows else ""
@@ -17,8 +22,20 @@ class NonFinite(RunFailed):
         self.what, self.rows, self.evidence = what, rows or [], evidence
 
 
-def check_finite(what: str, values: Tensor, mask: Tensor | None = None, **evidence: Any) -> None:
+@contextmanager
+def evidence(**known: Any) -> Iterator[None]:
+    """A NonFinite raised inside takes this along."""
+    try:
+        yield
+    except NonFinite as fault:
+        fault.evidence = known | fault.evidence
+        raise
+
+
+def check_finite(what: str, values: Tensor | None, mask: Tensor | None = None, **evidence: Any) -> None:
     """Raise NonFinite if a value (where the mask is set) is NaN or infinite; the first dimension is rows."""
+    if values is None:
+        return
     bad = ~torch.isfinite(values)
     if mask is not None:
         bad = bad & mask.bool()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.engine.finite import check_finite
-from rlhf_cli.rewards.penalty import ngram_penalty
+from rlhf_cli.rewards.penalty import ngram_penalty, overlong_penalty
 
 Score = Callable[["Texts"], Tensor]
 
@@ -93,6 +93,10 @@ class Scorer:
     penalty_weight: float = 0.0
     penalty_n: tuple[int, ...] = (3,)
     penalty_level: str = "token"
+    overlong_buffer: int = 0
+    """Tokens before a response's limit over which DAPO's soft punishment grows to 1; 0: none."""
+    every_tokens: int = 0
+    """A process reward pays what each so many tokens added; 0: all at the end."""
 
     def score(self, texts: Texts) -> Float[Tensor, " B"]:
         """What the sources make of the texts, before any penalty."""
@@ -104,17 +108,27 @@ class Scorer:
             check_finite(f"a reward of {name} is", value, texts=texts, scores=value)
         return values
 
-    def __call__(self, texts: Texts) -> Rewards:
+    def __call__(self, texts: Texts, *, lengths: Tensor | None = None, limit: int = 0) -> Rewards:
+        """`lengths`: of the responses, in tokens, of which `limit` are the most; given where overlong ones pay."""
         values = self._values(texts)
-        score = combined(values, self.weights, self.combine)
+        score = reward = combined(values, self.weights, self.combine)
         shown = values if len(values) > 1 else {}
-        if not self.penalty_weight:
-            return Rewards(score, score, {}, shown)
+        parts: dict[str, Tensor] = {}
+        if self.penalty_weight:
+            penalty, parts = self._ngrams(texts)
+            reward = reward - self.penalty_weight * penalty
+        if self.overlong_buffer and lengths is not None:
+            found = [overlong_penalty(n, limit=limit, buffer=self.overlong_buffer) for n in lengths.tolist()]
+            parts = {**parts, "overlong": torch.tensor(found)}
+            reward = reward - parts["overlong"]
+        return Rewards(score, reward, parts, shown)
+
+    def _ngrams(self, texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the penalty, its parts by name)."""
         sequences: list[Any] = texts.tokens if self.penalty_level == "token" else [r.split() for r in texts.responses]
         parts = {n: torch.tensor([ngram_penalty(s, n) for s in sequences]) for n in self.penalty_n}
-        penalty = torch.stack(list(parts.values())).mean(0)
-        named = {"ngram": penalty} if len(parts) == 1 else {f"ngram_{n}": part for n, part in parts.items()}
-        return Rewards(score, score - self.penalty_weight * penalty, named, shown)
+        named = {f"ngram_{n}" if len(parts) > 1 else "ngram": part for n, part in parts.items()}
+        return torch.stack(list(parts.values())).mean(0), named
 
 
 def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> Float[Tensor, " B"]:

@@ -1,4 +1,4 @@
-"""How beta, the weight of the KL to the reference, goes on from step to step."""
+"""How a KL penalty's weight goes on from step to step."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass
 class FixedKL:
-    """beta stays what it is."""
+    """The weight stays what it is."""
 
     value: float
 
@@ -21,13 +21,12 @@ class FixedKL:
 
 
 @dataclass
-class AdaptiveKL:
+class AdaptiveKL(FixedKL):
     """Proportional control in log space (Ziegler et al. 2019, sec. 2.2): beta follows a target KL.
 
     `target` is a sequence KL in nats; `horizon` counts rollouts: how many it takes to correct an error of 1.
     """
 
-    value: float
     target: float
     horizon: int
 
@@ -36,18 +35,11 @@ class AdaptiveKL:
         error = min(max(kl / self.target - 1, -0.2), 0.2)
         self.value *= 1 + error * n / self.horizon
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = float(state["value"])
-
 
 @dataclass
-class DoublingKL:
+class DoublingKL(FixedKL):
     """beta_old is halved where KL(π_old ‖ π) stays under target/1.5 and doubled above 1.5·target (PPO, sec. 4)."""
 
-    value: float
     target: float
 
     def update(self, kl: float, n: int) -> None:
@@ -56,9 +48,3 @@ class DoublingKL:
             self.value /= 2
         elif kl > self.target * 1.5:
             self.value *= 2
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.value = float(state["value"])

@@ -73,9 +73,9 @@ class Rollout(Record):
         prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
         return torch.cat([prompt, self.mask], 1)
 
-    def side_by_side(self) -> Int[Tensor, " B"]:
-        """The order that costs least: rows of one prompt together, whose tokens they share in a micro-batch, and groups
-        of like length."""
+    def cheapest_order(self) -> Int[Tensor, " B"]:
+        """The order of rows that costs least to read: rows of one prompt together, whose tokens they share in a
+        micro-batch, and groups of like length."""
         group, lengths = self.group.cpu(), self.lengths.cpu()
         groups, number = group.unique(return_inverse=True)
         longest = torch.zeros_like(groups).scatter_reduce(0, number, lengths, "amax")
@@ -133,16 +133,21 @@ class Experience(Record):
     rollout: Rollout
     old_logprobs: Float[Tensor, "B R"]
     ref_logprobs: Float[Tensor, "B R"]
-    values: Float[Tensor, "B R"]
-    advantages: Float[Tensor, "B R"]
-    returns: Float[Tensor, "B R"]
-    graph: Float[Tensor, "B R"] | None = None
-    """`values` with their graph, where it was kept: good for one backward pass, before the critic learns."""
+    values: Float[Tensor, "B R"] | None = None
+    """None without a critic."""
+    advantages: Float[Tensor, "B R"] | None = None
+    returns: Float[Tensor, "B R"] | None = None
+    entropies: Float[Tensor, "B R"] | None = None
+    """Of the policy that sampled; None where it was not read again."""
+    full_kl: Float[Tensor, "B R"] | None = None
+    """The exact KL to the reference, where the algorithm takes it off the reward."""
+    live_values: Float[Tensor, "B R"] | None = None
+    """`values` with their autograd graph, where it was kept: good for one backward pass, before the critic learns."""
 
     def select(self, indices: Tensor | slice) -> "Experience":
         """The rows `indices`, without columns that are padding in all of them."""
         rollout = self.rollout.select(indices).trimmed()
         longest = rollout.responses.shape[1]
-        names = ("old_logprobs", "ref_logprobs", "values", "advantages", "returns")
-        chosen = {name: getattr(self, name)[indices, :longest] for name in names}
-        return Experience(rollout, **chosen, graph=None if self.graph is None else self.graph[indices, :longest])
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollout"}
+        chosen = {name: None if x is None else x[indices, :longest] for name, x in columns.items()}
+        return Experience(rollout, **chosen)

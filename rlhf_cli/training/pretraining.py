@@ -1,7 +1,6 @@
 """InstructGPT's pretraining mix: text that the policy must stay good at while it is rewarded for something else."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from rlhf_cli.engine.read import read
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Rollout
+from rlhf_cli.training.compute import Compute
 
 HELD_OUT = 64
 LONGEST = 256
@@ -34,27 +34,23 @@ class Pretraining:
         held = min(HELD_OUT, len(ids) // 2)
         return cls(ids[held:], ids[:held], weight, batch_size, seed)
 
-    def loss(self, lab: Any, step: int) -> Callable[[int], Tensor]:
-        """A function of the optimizer step's number in this step: −weight · mean log π of a batch's tokens."""
-
-        def of(number: int) -> Tensor:
-            # a shuffle of its own for every update: nothing to save for a resume
-            order = permutation(self.seed + 17, step, number, len(self.texts))[: self.batch_size].tolist()
-            return self.weight * self._nll(lab, [self.texts[i] for i in order])
-
-        return of
+    def loss(self, model: Any, compute: Compute, step: int, number: int) -> Tensor:
+        """−weight · mean log π of a batch's tokens, for the `number`-th update of a training step."""
+        # a shuffle of its own for every update: nothing to save for a resume
+        order = permutation(self.seed + 17, step, number, len(self.texts))[: self.batch_size].tolist()
+        return self.weight * self._nll(model, compute, [self.texts[i] for i in order])
 
     @torch.no_grad()
-    def perplexity(self, lab: Any) -> float:
-        return math.exp(float(self._nll(lab, self.held_out)))
+    def perplexity(self, model: Any, compute: Compute) -> float:
+        return math.exp(float(self._nll(model, compute, self.held_out)))
 
-    def _nll(self, lab: Any, rows: list[list[int]]) -> Tensor:
+    def _nll(self, model: Any, compute: Compute, rows: list[list[int]]) -> Tensor:
         """Mean negative log-prob of all tokens after the first."""
         width, one = max(map(len, rows)), torch.ones(len(rows), dtype=torch.long)
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         lengths = torch.tensor([len(row) for row in rows]) - 1
         text = Rollout(ids[:, :1], one, ids[:, 1:], lengths, one > 0, torch.zeros(len(rows), width - 1), one.cumsum(0))
-        text = text.to(lab.compute.device)
-        with lab.compute.autocast():
-            logprobs = read(lab.actor, text, temperature=1.0).logprobs
+        text = text.to(compute.device)
+        with compute.autocast():
+            logprobs = read(model, text, temperature=1.0).logprobs
         return -logprobs[text.mask].mean()

@@ -1,0 +1,29 @@
+"""Seconds by phase: whoever wants them opens a clock, and what is timed adds to the innermost that is open."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_open: ContextVar[dict[str, float] | None] = ContextVar("clock", default=None)
+
+
+@contextmanager
+def clock() -> Iterator[dict[str, float]]:
+    """{"time/<phase>_s": seconds} of the phases gone through inside."""
+    seconds: dict[str, float] = {}
+    token = _open.set(seconds)
+    try:
+        yield seconds
+    finally:
+        _open.reset(token)
+
+
+@contextmanager
+def phase(name: str) -> Iterator[None]:
+    """Usable as a decorator."""
+    start = time.perf_counter()
+    yield
+    if (seconds := _open.get()) is not None:
+        key = f"time/{name}_s"
+        seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - start

@@ -1,0 +1,134 @@
+"""The metrics of a training step: of its batch, and of its update."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf_cli.engine.read import Reading
+from rlhf_cli.evaluation.text import repetition
+from rlhf_cli.rl.advantages import constant_groups
+from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.rl.losses import explained_variance
+from rlhf_cli.rl.masked import masked_mean, masked_sum
+from rlhf_cli.rl.rollout import Experience
+from rlhf_cli.training import distributed
+from rlhf_cli.training.rollouts import Rollouts
+
+
+def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str, float]:
+    """Of a batch, before its update."""
+    rollout, mask, rewards, texts = batch.rollout, batch.rollout.mask, rollouts.rewards, rollouts.texts
+    assert batch.advantages is not None
+    log_ratio = (batch.old_logprobs - batch.ref_logprobs) * mask
+    k3 = (torch.exp(-log_ratio) - 1 + log_ratio) * mask
+    metrics: dict[str, Any] = {
+        "train/score": rewards.score.mean(),
+        "train/reward": rewards.reward.mean(),
+        "train/kl": log_ratio.sum(1).mean(),
+        "train/kl_k3": k3.sum(1).mean(),
+        "train/response_length": rollout.lengths.float().mean(),
+        "train/eos_rate": rollout.ended.float().mean(),
+        "train/repetition": sum(map(repetition, texts.responses)) / len(texts.responses),
+        "train/advantage_length_corr": correlation(masked_mean(batch.advantages, mask, 1), rollout.lengths.float()),
+        "train/beta": algo.beta.value,
+    }
+    if algo.surrogate == "kl_penalty":
+        metrics["train/beta_old"] = algo.beta_old.value
+    if algo.filter == "refill":
+        metrics["train/groups_drawn"] = rollouts.groups_drawn
+    if len(rollout.group.unique()) < len(rollout):
+        metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group.cpu()).float().mean()
+    metrics |= {f"train/penalty/{name}": part.mean() for name, part in rewards.parts.items()}
+    metrics |= {f"train/source/{name}": part.mean() for name, part in rewards.sources.items()}
+    if batch.values is not None and batch.returns is not None:
+        metrics["train/explained_variance"] = explained_variance(batch.values, batch.returns, mask)
+    if batch.entropies is not None:
+        metrics["train/entropy"] = masked_sum(batch.entropies, mask) / rollout.lengths.sum()
+    if batch.entropies is not None and algo.recompute:
+        metrics["train/logprob_mismatch"] = ((batch.old_logprobs - rollout.logprobs) * mask).abs().max()
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def correlation(x: Tensor, y: Tensor) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(x.norm() * y.norm())
+    return float(x.dot(y)) / scale if scale > 0 else 0.0
+
+
+def merged(batch: dict[str, float], update: dict[str, float]) -> dict[str, float]:
+    """The metrics of a step; a mismatch seen in either is kept, the larger one, and so is the entropy before any
+    update."""
+    name = "train/logprob_mismatch"
+    return update | batch | {name: max(batch.get(name, 0.0), update.get(name, 0.0))}
+
+
+@dataclass
+class UpdateStats:
+    """Sums of an update's metrics, over tokens and optimizer steps."""
+
+    loss: float = 0.0
+    value_loss: float = 0.0
+    clipfrac: float = 0.0
+    approx_kl: float = 0.0
+    ratio_max: float = 0.0
+    mix_loss: float = 0.0
+    grad_norm: float = 0.0
+    tokens: int = 0
+    steps: int = 0
+    """Of the policy's optimizer."""
+    updates: int = 0
+    """Minibatches that were learned from."""
+    entropy: float = 0.0
+    tokens_read: int = 0
+    """In the first epoch: those that `entropy` is of."""
+    mismatch: float = 0.0
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def first_epoch(self, micro: Experience, reading: Reading, *, sampler: bool) -> None:
+        """Entropies of the first pass over the batch; `sampler`: the policy is still the one that sampled."""
+        self.entropy += float(reading.entropies.detach().sum())
+        self.tokens_read += int(micro.rollout.lengths.sum())
+        if sampler:
+            difference = (reading.logprobs.detach() - micro.rollout.logprobs).abs().max()
+            self.mismatch = max(self.mismatch, float(difference))
+
+    def add(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
+        self.loss += float(loss.detach())
+        self.clipfrac += float(metrics["clipfrac"])
+        self.approx_kl += float(metrics["approx_kl"])
+        self.ratio_max = max(self.ratio_max, float(metrics["ratio_max"]))
+        self.tokens += tokens
+
+    def kl_since(self, before: "UpdateStats") -> float:
+        """Nats a token between the policy that sampled and this one, on what all added since `before`."""
+        kl, tokens = distributed.sums((self.approx_kl - before.approx_kl, self.tokens - before.tokens))
+        return kl / max(1, tokens)
+
+    def of_all(self) -> "UpdateStats":
+        """The sums over all processes."""
+        names = ("loss", "value_loss", "clipfrac", "approx_kl", "mix_loss", "tokens", "entropy", "tokens_read")
+        for name, total in zip(names, distributed.sums(getattr(self, name) for name in names), strict=True):
+            setattr(self, name, total)
+        for name in ("ratio_max", "mismatch"):
+            setattr(self, name, max(distributed.gather(getattr(self, name))))
+        return self
+
+    def metrics(self, *, has_critic: bool) -> dict[str, float]:
+        steps, tokens = max(1, self.steps), max(1, self.tokens)
+        result = {
+            "train/loss": self.loss / steps,
+            "train/clipfrac": self.clipfrac / tokens,
+            "train/approx_kl": self.approx_kl / tokens,
+            "train/ratio_max": self.ratio_max,
+            "train/grad_norm": self.grad_norm / steps,
+            "train/entropy": self.entropy / max(1, self.tokens_read),
+            "train/logprob_mismatch": self.mismatch,
+        }
+        if has_critic:
+            result["train/value_loss"] = self.value_loss / max(1, self.updates)
+        if self.mix_loss:
+            result["train/ptx_loss"] = self.mix_loss / steps
+        return result | self.extra

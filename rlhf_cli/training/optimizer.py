@@ -1,0 +1,93 @@
+"""A model's AdamW, its learning-rate schedule and its gradient clip, on one process or several."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rlhf_cli.engine.casts import forget_casts
+from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.training import distributed
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Linear warm-up, then constant, linear or cosine decay to 0 after the last of the `steps`."""
+
+    steps: int
+    warmup: int = 0
+    kind: str = "constant"
+
+    def scale(self, step: int) -> float:
+        """The learning rate's factor at a step (from 1)."""
+        if step <= self.warmup:
+            return step / self.warmup
+        done = (step - self.warmup - 1) / max(1, self.steps - self.warmup)
+        match self.kind:
+            case "linear":
+                return 1 - done
+            case "cosine":
+                return 0.5 * (1 + math.cos(math.pi * done))
+            case _:
+                return 1.0
+
+
+class Optimizer:
+    """`also`: parameters outside the model that learn with it, such as a shared critic's head."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        lr: float,
+        schedule: Schedule,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        also: Iterable[torch.nn.Parameter] = (),
+    ) -> None:
+        self.model, self.lr, self.schedule, self.max_grad_norm = model, lr, schedule, max_grad_norm
+        self.parameters = [*model.parameters(), *also]
+        # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
+        fused = not distributed.is_split(model)
+        self.adamw = torch.optim.AdamW(
+            self.parameters, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False
+        )
+
+    def step(self, step: int) -> float:
+        """Clip, check, update at this training step's learning rate; returns the gradient norm before the clip.
+
+        Raises NonFinite, with no weight touched.
+        """
+        distributed.sum_gradients(self.parameters)
+        norm = distributed.gradient_norm(self.parameters)
+        if not torch.isfinite(norm):
+            named = self.model.named_parameters()
+            bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
+            raise NonFinite("the gradient is", parameters=bad)
+        distributed.clip_gradients(self.parameters, self.max_grad_norm, norm)
+        for group in self.adamw.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.adamw.step()
+        forget_casts()
+        self.zero_grad()
+        return float(norm)
+
+    def learning_rate(self, step: int) -> float:
+        return self.lr * self.schedule.scale(step)
+
+    def zero_grad(self) -> None:
+        self.adamw.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Put together from all processes."""
+        return distributed.whole(self.adamw.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave, on however many processes that was."""
+        parts = {i: distributed.split_like(slots, self.parameters[i]) for i, slots in state["state"].items()}
+        # this process's kind of step, and not the saved one, says on which device the optimizer counts
+        kinds = [{key: group[key] for key in ("fused", "foreach")} for group in self.adamw.param_groups]
+        groups = [group | kind for group, kind in zip(state["param_groups"], kinds, strict=True)]
+        self.adamw.load_state_dict({"state": parts, "param_groups": groups})

@@ -1,0 +1,36 @@
+"""Sampling on the test prompts, scoring and measuring what comes back."""
+
+from typing import Any
+
+from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.evaluation.hacking import text_panel
+from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
+from rlhf_cli.rewards.scorer import Score, Scorer
+from rlhf_cli.rl.masked import masked_sum
+from rlhf_cli.training.experience import evaluate
+from rlhf_cli.training.policy import Policy
+from rlhf_cli.training.rollouts import generate, score
+
+SAMPLING_STEP = 0
+"""Every validation draws with the random numbers of this step: what differs between two is the policy."""
+
+
+def validate(
+    policy: Policy, reference: Any, prompts: PromptSet, reward: Scorer, gold: Score | None, *, batch_size: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`val/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at a time."""
+    chosen = list(range(len(prompts)))
+    rollout = generate(policy, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=batch_size)
+    batch = evaluate(rollout, policy, reference, None)
+    texts = policy.texts(rollout, prompts, chosen)
+    rewards = score(reward, policy, texts)
+    metrics = validation_metrics(batch, texts, rewards, prompts.classes)
+    assert batch.entropies is not None
+    metrics["val/entropy"] = float(masked_sum(batch.entropies, rollout.mask) / rollout.lengths.sum())
+    metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}
+    scores = gold(texts) if gold else None
+    if scores is not None:
+        metrics["val/gold_score"] = float(scores.mean())
+    if policy.mix:
+        metrics["val/ptx_perplexity"] = policy.mix.perplexity(policy.model, policy.compute)
+    return metrics, sample_rows(texts, rewards, prompts.classes, scores)
