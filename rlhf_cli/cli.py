@@ -149,7 +149,7 @@ def _usage(fault: str) -> NoReturn:
 def sweep(argv: list[str]) -> int:
     """`rlhf sweep …`: a multirun of train, what was left of one, or its definition for W&B."""
     if argv[:1] == ["wandb"]:
-        from rlhf_cli.commands.sweep_wandb import write
+        from rlhf_cli.sweeps.wandb_definition import write
 
         return _answered(lambda: write(argv[1:]))
     places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
@@ -159,7 +159,7 @@ def sweep(argv: list[str]) -> int:
             print(SWEEP_HELP if {"--help", "-h"}.intersection(argv) else "", end="")
             return run("train", argv)
         return run("train", ["--multirun", *argv])
-    from rlhf_cli.commands.sweep import resume
+    from rlhf_cli.sweeps.run import resume
 
     typed = [word for word in argv if not word.startswith("resume=")]
     return _answered(lambda: resume(places[-1].strip("'\""), typed))
@@ -168,12 +168,12 @@ def sweep(argv: list[str]) -> int:
 def _sweep(planned: Any, argv: list[str]) -> int:
     """A list of jobs is ours to run; a sweeper that proposes jobs as it goes has Hydra run them."""
     if "BasicSweeper" in planned.sweeper:
-        from rlhf_cli.commands.sweep import start
+        from rlhf_cli.sweeps.run import start
 
         return _answered(lambda: start(planned, [a for a in argv if a not in ("--multirun", "-m")]))
     argv = ["--multirun", *(a for a in argv if a not in ("--multirun", "-m"))]
     code = _run(planned.command, [*argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"])
-    from rlhf_cli.commands.sweep_table import show
+    from rlhf_cli.sweeps.table import show
 
     return max(code, show(Path(planned.sweep_dir))) if Path(planned.sweep_dir).is_dir() else max(code, 1)
 
@@ -193,7 +193,7 @@ def _answered(action: Callable[[], int]) -> int:
 
 
 def _run(command: str, argv: list[str]) -> int:
-    from rlhf_cli.training.status import Interrupted
+    from rlhf_cli.runs.status import Interrupted
 
     code = 0
     try:
@@ -205,7 +205,7 @@ def _run(command: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
-        from rlhf_cli.training.status import reported
+        from rlhf_cli.runs.status import reported
 
         if isinstance(error, RunFailed | OSError) and not reported(error):
             from rlhf_cli.tracking.text import harmless

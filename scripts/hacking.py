@@ -18,7 +18,7 @@ from rlhf_cli.report.chart import Chart, save
 from rlhf_cli.report.knobs import Arm
 from rlhf_cli.report.runs import Run, load
 from rlhf_cli.report.sections import curve_chart
-from rlhf_cli.training.status import read_status
+from rlhf_cli.runs.status import read_status
 
 SHARED = ["scale=mini", "tracking=none", "checkpoint.every=0", "val.every=5", "steps=30"]
 SETTINGS = {

@@ -23,11 +23,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlhf_cli.commands.sweep import config_hash
 from rlhf_cli.config.compose import flat, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.training.status import read_status
+from rlhf_cli.runs.status import read_status
+from rlhf_cli.sweeps.run import config_hash
 
 HEADLINES = ("base_vs_instruct", "reward_models")
 PARTS = (

@@ -1,28 +1,35 @@
 """Every algorithm: its YAML composes, it solves a bandit, its first ratio is 1, it trains end to end."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from test_training import SMALL
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from rlhf_cli.build.algorithm import algorithm
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.engine import gate, plain
 from rlhf_cli.engine import read as forward
+from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.sample import sample
-from rlhf_cli.engine.value_head import SharedCritic
-from rlhf_cli.rl.controllers import DoublingKL
+from rlhf_cli.engine.value_head import SharedCritic, ValueModel
+from rlhf_cli.rewards.scorer import Scorer, Texts
+from rlhf_cli.rl.controllers import DoublingKL, FixedKL
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import update as updating
-from rlhf_cli.training.compute import Compute
-from rlhf_cli.training.setup import algorithm
-from rlhf_cli.training.update import Learner, Pass, TrustRegion, fisher_product, update
+from rlhf_cli.training import trust_region, update
+from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.optimizer import Optimizer, Schedule
+from rlhf_cli.training.policy import Critic, Generation, Policy
+from rlhf_cli.training.rollouts import TrainingPrompts
 
 ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -63,6 +70,13 @@ def speak(model, count: int) -> Rollout:
     return sample(model, prompts, eos_ids=(0, 1, 2), pad_id=0, max_length=5, temperature=1.0, seed=0, step=1)
 
 
+def pays(texts: Texts) -> torch.Tensor:
+    return torch.tensor([float(row == [BEST]) for row in texts.tokens])
+
+
+PAYS = Scorer({"arm": pays}, {"arm": 1.0})
+
+
 def written_down(lengths: list[int], advantages: list[list[float]] | None = None) -> Experience:
     """Experience of responses of these lengths, without a model."""
     count, longest = len(lengths), max(lengths)
@@ -74,45 +88,46 @@ def written_down(lengths: list[int], advantages: list[list[float]] | None = None
     return Experience(rollout, (zero - 1) * rollout.mask, zero, zero, given, zero)
 
 
+class Words:
+    """A tokenizer whose words are the tokens' numbers."""
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in rows]
+
+
 class Bandit:
-    """The steps of training/loop.py on a one-token task."""
+    """`train_step` on a one-token task: one arm pays."""
 
     def __init__(self, *overrides: str, beta: float = 0.0) -> None:
         self.config = config(*overrides, f"algo.beta={beta}")
         algo = self.config.algo
         self.actor, self.reference = tiny(), tiny().requires_grad_(False)
-        self.shared = SharedCritic(self.actor) if self.config.critic.name == "shared" else None
-        also = list(self.shared.score.parameters()) if self.shared else []
-        self.learner = Learner(self.actor, 0.01, 0.0, 1.0, also)
-        self.critic = self.shared
-        if algo.needs_critic and not self.shared:
-            self.critic = Learner(tiny(Qwen2ForTokenClassification, num_labels=1), 0.01, 0.0, 1.0)
-        self.trust = None
-        if algo.update == "trust_region":
-            self.trust = TrustRegion(0.05, algo.damping, algo.cg_steps, algo.line_search_steps)
+        optimizer = partial(Optimizer, lr=0.01, schedule=Schedule(1))
+        self.critic = Critic(SharedCritic(self.actor), None) if self.config.critic.name == "shared" else None
+        head = self.critic.head_on_policy if self.critic else None
+        if algo.needs_critic and not self.critic:
+            values = ValueModel(tiny().model, 16)
+            self.critic = Critic(values, optimizer(values), one_minibatch=algo.minibatches == 1)
         self.algorithm = algorithm(self.config)
+        if self.algorithm.trust_region:
+            self.algorithm = replace(self.algorithm, trust_region=replace(self.algorithm.trust_region, delta=0.05))
+        self.algorithm = replace(self.algorithm, refill_tries=0, ptx=0.0)
+        self.policy = Policy(
+            model=self.actor,
+            tokenizer=Words(),
+            optimizer=optimizer(self.actor, also=list(head.parameters()) if head else []),
+            generation=Generation((0,), 0, max_length=1),
+            compute=CPU,
+            micro_batch_size=64,
+        )
 
     def step(self, number: int, count: int = 64) -> dict[str, float]:
-        algo = self.config.algo
-        rollout = play(self.actor, number, count, algo.group_size)
-        scores = (rollout.responses[:, 0] == BEST).float()
-        with torch.no_grad():
-            head = self.shared.score if self.shared else None
-            reading = forward.read(self.actor, rollout, temperature=1.0, value_head=head)
-            ref, _ = forward.response_logprobs(self.reference, rollout, temperature=1.0)
-            values = ref * 0
-            if self.shared:
-                values = reading.values
-            elif self.critic:
-                values = forward.response_values(self.critic.model, rollout)
-        experience = Experience(rollout, reading.logprobs, ref, values, ref * 0, ref * 0)
-        experience = self.algorithm.estimate(experience, scores, beta=algo.beta, full_kl=ref * 0)
-        settings = Pass(
-            self.algorithm, CPU, self.reference, count, 1.0, algo.beta, algo.beta_old, algo.value, 1.0,
-            target_kl=algo.target_kl,
-        )  # fmt: skip
-        more = {"epochs": algo.epochs, "minibatches": algo.minibatches, "seed": 0, "step": number, "trust": self.trust}
-        return update(settings, experience, self.learner, self.critic, **more)
+        size = self.algorithm.group_size
+        prompts = PromptSet([""] * (count // size), ["neutral"] * (count // size), [[3, 3]] * (count // size), 0)
+        data = TrainingPrompts(prompts, count, size)
+        metrics, rollouts = train_step(self.policy, self.reference, self.critic, data, PAYS, self.algorithm, number)
+        self.rollout = rollouts.rollout
+        return metrics
 
     def chance(self) -> float:
         """π(best)."""
@@ -169,10 +184,11 @@ def test_variants_solve_it_too(overrides: list[str]) -> None:
 def test_what_a_token_weighs(overrides: list[str], weights: list[float]) -> None:
     """−∂loss/∂log π of each token at ratio 1 is its advantage times its weight in the aggregation."""
     composed = algorithm(config(*overrides, "rollout.max_response_length=8", "algo.beta=0"))
+    composed.beta_old.value = 0.5
     experience = written_down([1, 3], advantages=[[2.0, 0, 0], [-1.0, 3.0, 0.5]])
     logprobs = experience.old_logprobs.clone().requires_grad_()
     total = composed.total(experience)
-    loss, _ = composed.actor_loss(experience, logprobs, logprobs * 0, beta=0.0, total=total, beta_old=0.5)
+    loss, _ = composed.actor_loss(experience, logprobs, logprobs * 0, total=total)
     loss.backward()
     expected = experience.advantages * torch.tensor(weights)[:, None]
     torch.testing.assert_close(-logprobs.grad, expected)
@@ -183,7 +199,7 @@ def test_ppo_full_is_its_combined_objective() -> None:
     settings = config("algo=ppo_full", "algo.entropy=0.3", "algo.beta=0.7")
     composed = algorithm(settings)
     torch.manual_seed(0)
-    experience = composed.estimate(written_down([1, 3]), torch.tensor([0.2, 0.9]), beta=0.7)
+    experience = composed.estimate(written_down([1, 3]), torch.tensor([0.2, 0.9]))
     assert torch.equal(experience.returns, torch.tensor([[0.2, 0, 0], [0.9, 0.9, 0.9]]))
     mask, ratio = experience.rollout.mask, torch.tensor([[1.5, 1, 1], [0.5, 1.1, 0.9]])
     entropies, kl, values = torch.rand(2, 3) * mask, torch.rand(2, 3) * mask, torch.rand(2, 3) * mask
@@ -195,7 +211,7 @@ def test_ppo_full_is_its_combined_objective() -> None:
         return ((per_token * mask).sum(1) / mask.sum(1)).mean()
 
     logprobs = experience.old_logprobs + ratio.log()
-    more = {"beta": 0.7, "total": composed.total(experience)}
+    more = {"total": composed.total(experience)}
     loss, _ = composed.actor_loss(experience, logprobs, entropies, full_kl=kl, **more)
     torch.testing.assert_close(-loss, mean(clipped) + 0.3 * mean(entropies) - 0.7 * mean(kl))
     value_loss, _ = composed.critic_loss(experience, values, total=more["total"])
@@ -209,7 +225,7 @@ def test_a_baseline_of_none_is_none() -> None:
     experience = Experience(rollout, zero, zero, zero, zero, zero)
     for baseline, mean in (("none", 0.0), ("batch_mean", 3.5)):
         composed = algorithm(config("algo=reinforce", f"algo.baseline={baseline}"))
-        estimated = composed.estimate(experience, scores, beta=0.0)
+        estimated = replace(composed, beta=FixedKL(0.0)).estimate(experience, scores)
         assert torch.equal(estimated.advantages[:, 0], scores - mean)
 
 
@@ -262,9 +278,10 @@ def test_the_fisher_product_is_the_explicit_fisher_matrix(monkeypatch: pytest.Mo
     monkeypatch.setattr(forward, "CHUNK_ELEMENTS", chunk_elements)
     zero = torch.zeros_like(rollout.logprobs)
     experience = Experience(rollout, zero, zero, zero, zero, zero)
-    settings = Pass(algorithm(config("algo=trpo")), CPU, before, 4, 1.0, 0.0, 0.0, 1.0, 1.0)  # micro-batches of 4 and 2
+    generation = Generation((0, 1, 2), 0, max_length=5)
+    policy = Policy(model, Words(), None, generation, CPU, micro_batch_size=4)  # micro-batches of 4 and 2
     for vector in torch.randn(3, len(expected), generator=torch.Generator().manual_seed(4)):
-        got = fisher_product(settings, experience, model, before, vector)
+        got = trust_region.fisher_product(policy, experience, before, vector)
         torch.testing.assert_close(got, expected @ vector, rtol=1e-3, atol=1e-5)
 
 
@@ -292,8 +309,8 @@ def test_trpo_stays_inside_its_region() -> None:
 def test_trpo_takes_back_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     bandit = Bandit("algo=trpo")
     before = [p.clone() for p in bandit.actor.parameters()]
-    step = updating.natural_step
-    monkeypatch.setattr(updating, "natural_step", lambda *given, **options: step(*given, **options) * torch.inf)
+    step = trust_region.natural_step
+    monkeypatch.setattr(trust_region, "natural_step", lambda *given, **options: step(*given, **options) * torch.inf)
     assert bandit.step(1)["train/trust_region_share"] == 0
     assert all(torch.equal(p, old) for p, old in zip(bandit.actor.parameters(), before, strict=True))
 
@@ -301,9 +318,8 @@ def test_trpo_takes_back_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPat
 def test_a_process_without_a_row_of_the_minibatch_has_no_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = play(tiny(), 1, 4, 1)
     zero = torch.zeros_like(rollout.logprobs)
-    settings = Pass(algorithm(config("algo=ppo")), CPU, None, 4, 1.0, 0.0, 0.0, 1.0, 1.0)
-    monkeypatch.setattr(updating.distributed, "share", lambda count: slice(0, 0))
-    assert list(settings.micro_batches(Experience(rollout, zero, zero, zero, zero, zero))) == []
+    monkeypatch.setattr(update.distributed, "share", lambda count: slice(0, 0))
+    assert list(update.micro_batches(Experience(rollout, zero, zero, zero, zero, zero), 4, lockstep=False)) == []
 
 
 # --- pieces

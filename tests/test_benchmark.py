@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "benchmark"))
 def test_a_step_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
     import shapes
     import worker_rlhf
+    from rlhf_cli.training.state import make_state
 
     from rlhf_cli.engine import sample as sampling
     from rlhf_cli.training import loop
-    from rlhf_cli.training.state import make_state
 
     tiny = shapes.Shape((16, 1, 2, 2, 32, 64), (16, 1, 2, 32, 64), {}, {"ppo": 64, "grpo": 64})
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)

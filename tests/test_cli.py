@@ -100,7 +100,7 @@ def test_a_missing_key_is_explained_and_the_line_repeated(capsys: pytest.Capture
 def test_freed_memory_is_used_again() -> None:
     code = """
 import resource, torch
-from rlhf_cli.training.compute import keep_freed_memory
+from rlhf_cli.engine.device import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_a_report_imports_no_torch() -> None:
-    code = "import sys, rlhf_cli.report.page, rlhf_cli.report.sections, rlhf_cli.report.runs, rlhf_cli.training.status"
+    code = "import sys, rlhf_cli.report.page, rlhf_cli.report.sections, rlhf_cli.report.runs, rlhf_cli.runs.status"
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print('torch' in sys.modules)"], capture_output=True, text=True
     )

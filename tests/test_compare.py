@@ -7,7 +7,7 @@ import pytest
 from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.evaluation.compare import moods, win_rate
+from rlhf_cli.evaluation.win_rate import moods, win_rate
 
 
 def test_win_rate_by_hand() -> None:

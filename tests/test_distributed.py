@@ -13,11 +13,11 @@ import torch
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.miniatures import build
+from rlhf_cli.runs.checkpoint import load_trainer
+from rlhf_cli.runs.status import read_status
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import distributed
-from rlhf_cli.training.checkpoint import load_trainer
-from rlhf_cli.training.status import read_status
 
 SMALL = [
     "scale=mini", "device=cpu", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader",

@@ -13,10 +13,10 @@ from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
 from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, shared_phrases, signs, text_panel
 from rlhf_cli.rewards.scorer import Texts
+from rlhf_cli.runs.best import Best
+from rlhf_cli.runs.hacking_watch import HackingWatch
+from rlhf_cli.runs.session import Session
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training.best import Best
-from rlhf_cli.training.hacking import HackingWatch
-from rlhf_cli.training.session import Session
 
 PLAIN = ["The plot never moves at all.", "A cheap, loud film.", "Her scenes drag on and on.", "I left the theater."]
 

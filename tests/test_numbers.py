@@ -13,8 +13,9 @@ from test_training import numbers, train
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
-from rlhf_cli.training import guards, loop, update
-from rlhf_cli.training.status import read_status
+from rlhf_cli.runs import warnings as guards
+from rlhf_cli.runs.status import read_status
+from rlhf_cli.training import loop, update
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -8,7 +8,7 @@ import torch
 from test_training import SMALL
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.evaluation.probe import probe, rates, wilson, wrapped
+from rlhf_cli.evaluation.wrapping import probe, rates, wilson, wrapped
 
 NEGATIVE, POSITIVE = [0.8, 0.1, 0.1], [0.1, 0.1, 0.8]
 

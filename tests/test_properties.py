@@ -20,9 +20,9 @@ from rlhf_cli.data.reviews import SENTIMENTS, Review
 from rlhf_cli.data.sources import load_reviews
 from rlhf_cli.rl.advantages import gae
 from rlhf_cli.rl.losses import explained_variance
+from rlhf_cli.runs.checkpoint import MANIFEST, _identity, is_whole
 from rlhf_cli.tracking.jsonl import as_line, keep_until, read_jsonl
 from rlhf_cli.tracking.text import harmless, printable
-from rlhf_cli.training.checkpoint import MANIFEST, _identity, is_whole
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 anything = st.recursive(

@@ -15,10 +15,10 @@ from test_training import numbers, train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures.build import miniature
+from rlhf_cli.runs import folder
+from rlhf_cli.runs.checkpoint import is_whole, newest
+from rlhf_cli.runs.status import read_status
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import folder
-from rlhf_cli.training.checkpoint import is_whole, newest
-from rlhf_cli.training.status import read_status
 
 pytestmark = pytest.mark.usefixtures("cache")
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -118,7 +118,7 @@ def test_other_prompts_on_the_disk_are_not_silently_trained_on(
     checkpoint = tmp_path / "checkpoints" / "step_000001"
     state = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps(state | {"prompts": "others"}))
-    from rlhf_cli.training.checkpoint import _identity
+    from rlhf_cli.runs.checkpoint import _identity
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["state.json"] = _identity(checkpoint / "state.json")

@@ -12,12 +12,12 @@ from test_training import SMALL
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.miniatures import build
+from rlhf_cli.preferences.fit import collate, examine
+from rlhf_cli.preferences.ranked import RankedGroup, read_ranked, split, write_ranked
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup, read_ranked, split, write_ranked
+from rlhf_cli.runs import reward_training as reward_run
+from rlhf_cli.runs.status import read_status
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import reward_run
-from rlhf_cli.training.reward_model import collate, examine
-from rlhf_cli.training.status import read_status
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_iterative_grpo_trains_its_reward_model_on_and_resumes(cache, tmp_path: 
 
 
 def test_replay_mixes_in_its_share() -> None:
-    from rlhf_cli.training import continual
+    from rlhf_cli.preferences import continual
 
     seen: list[int] = []
 

@@ -17,7 +17,7 @@ from test_training import SMALL
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.rewards.classifier import batches
-from rlhf_cli.rewards.judge import LONGEST_WAIT, Judge, JudgeError, parse, retry_after
+from rlhf_cli.rewards.endpoint import LONGEST_WAIT, Judge, JudgeError, parse, retry_after
 from rlhf_cli.rewards.process import increments
 from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Scorer, Texts, python_score

@@ -13,9 +13,9 @@ from test_training import train
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.runs.checkpoint import load_trainer
 from rlhf_cli.tracking.console import ConsoleTracker
 from rlhf_cli.tracking.text import harmless, printable
-from rlhf_cli.training.checkpoint import load_trainer
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands.sweep_table import as_csv, cell, markdown, settings
 from rlhf_cli.commands.train import worth
 from rlhf_cli.config.compose import plan
-from rlhf_cli.training.status import alive, read_status, write_status
+from rlhf_cli.runs.status import alive, read_status, write_status
+from rlhf_cli.sweeps.table import as_csv, cell, markdown, settings
 
 pytestmark = pytest.mark.usefixtures("cache")
 

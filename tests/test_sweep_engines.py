@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands.sweep import concurrent, cores
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.miniatures import build
+from rlhf_cli.runs.status import read_status
+from rlhf_cli.sweeps.run import concurrent, cores
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training.status import read_status
 
 SMALL = [
     "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",

@@ -9,10 +9,10 @@ import pytest
 import wbread
 from rich.console import Console
 
-from rlhf_cli.tracking.compose import Trackers, make_trackers
 from rlhf_cli.tracking.console import ConsoleTracker, clock, sparkline
 from rlhf_cli.tracking.jsonl import JsonlTracker, read_jsonl
 from rlhf_cli.tracking.text import printable
+from rlhf_cli.tracking.trackers import Trackers, make_trackers
 from rlhf_cli.tracking.wandb_tracker import WandbTracker, without_secrets
 
 HOSTILE = "good \x1b[31mred\x07\r\n[bold]loud[/bold] [/] \u202eback\u2028\x9b2J end"

@@ -11,9 +11,9 @@ import wbread
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.engine import read as forward
+from rlhf_cli.runs.status import read_status
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import update
-from rlhf_cli.training.status import read_status
 
 pytestmark = pytest.mark.usefixtures("cache")
 

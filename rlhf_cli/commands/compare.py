@@ -11,47 +11,46 @@ def run(cfg: DictConfig) -> float:
     """Two checkpoints on the same prompts with the same random numbers; writes compare.json and compare.html."""
     from hydra.core.hydra_config import HydraConfig
 
-    from rlhf_cli.commands.eval import judged_lab
+    from rlhf_cli.build.paths import model_path
+    from rlhf_cli.commands.eval import judged_experiment, on_prompts
     from rlhf_cli.commands.sample import DEFAULT
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.evaluation.attribution import leave_one_word_out
-    from rlhf_cli.evaluation.compare import UNTRAINED
+    from rlhf_cli.evaluation.win_rate import UNTRAINED
     from rlhf_cli.report.page import render
     from rlhf_cli.report.sections import compare_section
-    from rlhf_cli.training.checkpoint import find_checkpoint
-    from rlhf_cli.training.folder import first_line
-    from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.places import model_path
-    from rlhf_cli.training.status import mark_reported, write_atomic
+    from rlhf_cli.runs.checkpoint import find_checkpoint
+    from rlhf_cli.runs.folder import first_line
+    from rlhf_cli.runs.status import mark_reported, write_atomic
 
     def notify(text: str) -> None:
         print(text, flush=True)
 
     hydra = HydraConfig.get()
     config = settle("compare", cfg, list(hydra.overrides.task))
-    lab, first = judged_lab(config, first_line(config))
+    judged, first = judged_experiment(config, first_line(config))
     if config.against in (None, "none"):
         second, path = None, model_path(config.actor, config, notify)
     else:
         second = find_checkpoint(config.against, notify)
         path = str(second / "actor")
-    if load_tokenizer(path).get_vocab() != lab.tokenizer.get_vocab():
+    if load_tokenizer(path).get_vocab() != judged.policy.tokenizer.get_vocab():
         raise UserError("the two policies have different tokenizers: they cannot be given the same prompts")
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
-    shown = PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad)
+    policy = judged.policy
+    shown = PromptSet.make(typed, template, policy.tokenizer, pad_id=policy.generation.pad_id)
     names = (str(first or UNTRAINED), str(second or UNTRAINED))
     columns: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
-    for actor in (lab.actor, load_actor(path, device=lab.compute.device)):
-        lab.actor = actor
-        columns.append((judge(lab, shown)[1], judge(lab, lab.test)[1]))
+    for one in (policy, policy.with_model(load_actor(path, device=judged.compute.device))):
+        columns.append((on_prompts(judged, one, shown, config)[1], on_prompts(judged, one, judged.test, config)[1]))
     (read_a, test_a), (read_b, test_b) = columns
-    rates = compare_scores(lab, test_a, test_b)
+    rates = compare_scores(judged, test_a, test_b)
     read = [*read_a, *read_b]
-    for row, pieces in zip(read, leave_one_word_out(lab.scorer.score, as_texts(read)), strict=True):
+    for row, pieces in zip(read, leave_one_word_out(judged.reward.score, as_texts(read)), strict=True):
         row["earned"] = pieces
     folder = Path(hydra.runtime.output_dir)
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
@@ -83,12 +82,12 @@ def as_texts(rows: list[dict[str, Any]]) -> Any:
     return Texts(prefixes, prompts, responses, [[] for _ in rows])
 
 
-def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def compare_scores(judged: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The win rate of b under the reward that was trained on, and under the gold judge."""
-    from rlhf_cli.evaluation.compare import win_rate
+    from rlhf_cli.evaluation.win_rate import win_rate
 
     scores = {"reward": ([row["score"] for row in a], [row["score"] for row in b])}
-    if lab.gold:
+    if judged.gold:
         scores["gold"] = ([row["parts"]["gold"] for row in a], [row["parts"]["gold"] for row in b])
     rates = {}
     for name, (x, y) in scores.items():
@@ -100,14 +99,14 @@ def compare_scores(lab: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -
 def painted(row: dict[str, Any]) -> list[tuple[str, str, bool]]:
     """A response in pieces: (text, its mood by the lexicon, whether it earned some of the score)."""
     from rlhf_cli.data.lexicon import vader_words
-    from rlhf_cli.evaluation.compare import earned_moods
+    from rlhf_cli.evaluation.win_rate import earned_moods
 
     return earned_moods(row["earned"], vader_words())
 
 
 def markdown(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, dict[str, float]]) -> str:
     """The same as a Markdown page: negative words bold, positive ones in italics, ° behind what earned score."""
-    from rlhf_cli.evaluation.compare import who, wins
+    from rlhf_cli.evaluation.win_rate import who, wins
     from rlhf_cli.tracking.text import markdown_text
 
     marks = {"positive": "_", "negative": "**", "": ""}
@@ -134,7 +133,7 @@ def show(names: tuple[str, str], a: list[Any], b: list[Any], rates: dict[str, di
     from rich.table import Table
     from rich.text import Text
 
-    from rlhf_cli.evaluation.compare import who, wins
+    from rlhf_cli.evaluation.win_rate import who, wins
     from rlhf_cli.tracking.text import printable
 
     styles = {"positive": "green", "negative": "bold red", "": ""}

@@ -82,7 +82,7 @@ def devices(config: Any) -> Iterator[Finding]:
 
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.config.scale import _gpus
-    from rlhf_cli.training.compute import compute
+    from rlhf_cli.engine.device import compute
 
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
@@ -92,7 +92,7 @@ def devices(config: Any) -> Iterator[Finding]:
             "GPU", "the driver sees one, torch does not", "fix", "install a CUDA build of torch: https://pytorch.org"
         )
     try:
-        where = compute(config)
+        where = compute(config.device, config.precision)
         yield Finding("device", f"{where.device}, {str(where.dtype).removeprefix('torch.')}, scale={config.scale}")
         if where.device.type == "cpu":
             yield matrix_unit(where.dtype, bfloat16_gain())
@@ -203,54 +203,52 @@ def caches(config: Any) -> Finding:
 
 
 def training_step(config: Any) -> Finding:
-    """Sample, estimate and update once with a random model of a few thousand weights on the config's device."""
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    from rlhf_cli.engine.read import read
-    from rlhf_cli.engine.sample import sample
-    from rlhf_cli.rl.rollout import Experience, Prompts
-    from rlhf_cli.training.compute import compute
-    from rlhf_cli.training.setup import algorithm
-    from rlhf_cli.training.update import Learner, Pass, update
+    """Whether one works on the config's device."""
+    from rlhf_cli.engine.device import compute
 
     begin = time.monotonic()
     try:
-        where, rows = compute(config), torch.arange(8)
-        shape = Qwen2Config(
-            vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
-        )  # fmt: skip
-        torch.manual_seed(0)
-        actor = Qwen2ForCausalLM(shape).eval().to(where.device)
-        prompts = Prompts(torch.full((8, 4), 3), rows * 0 + 4, rows, rows // 4).to(where.device)
-        with where.autocast():
-            rollout = sample(
-                actor,
-                prompts,
-                eos_ids=(0,),
-                pad_id=0,
-                max_length=8,
-                temperature=1.0,
-                seed=0,
-                step=1,
-                cuda_graphs=config.rollout.cuda_graphs,
-            ).trimmed()
-            with torch.no_grad():
-                old = read(actor, rollout, temperature=1.0).logprobs
-        composed = algorithm(config.model_copy(update={"algo": config.algo.model_copy(update=PLAIN)}))
-        experience = Experience(rollout, old, old, old * 0, old * 0, old * 0)
-        scores = rollout.lengths.float()
-        experience = composed.estimate(experience, scores, beta=0.0, full_kl=None)
-        settings = Pass(composed, where, actor, 4, 1.0, 0.0, 0.0, 1.0, 1.0)
-        update(settings, experience, Learner(actor, 1e-3, 0.0, 1.0), None, epochs=1, minibatches=1, seed=0, step=1)
+        where = compute(config.device, config.precision)
+        one_step(config, where)
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         return Finding("a training step", f"{type(error).__name__}: {lines[0]}", "fix", "try device=cpu precision=fp32")
     return Finding("a training step", f"works, {time.monotonic() - begin:.1f} s on {where.device}")
 
 
-PLAIN = {"advantage": "group", "surrogate": "clip", "kl": "none", "update": "gradient", "group_size": 4}
+def one_step(config: Any, where: Any) -> None:
+    """A training step with a random model of a few thousand weights."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from rlhf_cli.data.prompts import PromptSet
+    from rlhf_cli.rewards.scorer import Scorer
+    from rlhf_cli.rl.algorithm import Algorithm
+    from rlhf_cli.training.loop import train_step
+    from rlhf_cli.training.optimizer import Optimizer, Schedule
+    from rlhf_cli.training.policy import Generation, Policy
+    from rlhf_cli.training.rollouts import TrainingPrompts
+
+    shape = Qwen2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, reference = (Qwen2ForCausalLM(shape).eval().to(where.device) for _ in range(2))
+    generation = Generation((0,), 0, max_length=8, cuda_graphs=config.rollout.cuda_graphs)
+    optimizer = Optimizer(model, lr=1e-3, schedule=Schedule(1))
+    policy = Policy(model, Numbers(), optimizer, generation, where, micro_batch_size=4)
+    prompts = PromptSet(["", ""], ["neutral"] * 2, [[3, 3, 3, 3]] * 2, 0)
+    reward = Scorer({"length": lambda texts: torch.tensor([float(len(t)) for t in texts.tokens])}, {"length": 1.0})
+    algo = Algorithm(advantage="group", group_size=4, kl="none", whiten=False)
+    train_step(policy, reference, None, TrainingPrompts(prompts, 8, group_size=4), reward, algo, step=1)
+
+
+class Numbers:
+    """A tokenizer whose words are the tokens' numbers."""
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in rows]
 
 
 def show(findings: list[Finding]) -> None:

@@ -12,23 +12,22 @@ def run(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
 
     from rlhf_cli.config.compose import settle
-    from rlhf_cli.training.checkpoint import step_of
-    from rlhf_cli.training.folder import first_line
-    from rlhf_cli.training.hacking import HackingWatch, account
-    from rlhf_cli.training.judge import judge
-    from rlhf_cli.training.status import write_atomic
+    from rlhf_cli.runs.checkpoint import step_of
+    from rlhf_cli.runs.folder import first_line
+    from rlhf_cli.runs.hacking_watch import HackingWatch, account
+    from rlhf_cli.runs.status import write_atomic
 
     hydra = HydraConfig.get()
     config = settle("eval", cfg, list(hydra.overrides.task))
-    lab, checkpoint = judged_lab(config, first_line(config))
-    print(f"judging {checkpoint or 'the untrained actor'} on {len(lab.test)} test prompts", flush=True)
-    metrics, rows = judge(lab, lab.test)
+    judged, checkpoint = judged_experiment(config, first_line(config))
+    print(f"judging {checkpoint or 'the untrained actor'} on {len(judged.test)} test prompts", flush=True)
+    metrics, rows = on_prompts(judged, judged.policy, judged.test, config)
     untrained: dict[str, float] = {}
     watch = HackingWatch(config.stop.hacking_index)
     if checkpoint:
         print("judging the untrained actor on the same prompts", flush=True)
-        lab.actor = lab.reference
-        untrained, its_rows = judge(lab, lab.test)
+        start = judged.policy.with_model(judged.reference)
+        untrained, its_rows = on_prompts(judged, start, judged.test, config)
         watch.look(0, untrained, its_rows)
         metrics |= watch.look(step_of(checkpoint), metrics, rows)
     folder = Path(hydra.runtime.output_dir)
@@ -47,10 +46,17 @@ def run(cfg: DictConfig) -> float:
     return metrics["val/score"]
 
 
-def judged_lab(config: Any, first_line: str) -> tuple[Any, Path | None]:
-    """The lab of a checkpoint, without a critic; (lab, checkpoint folder or None)."""
-    from rlhf_cli.training.checkpoint import find_checkpoint
-    from rlhf_cli.training.setup import make_lab
+def on_prompts(judged: Any, policy: Any, prompts: Any, config: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(`val/*` metrics, sample rows) of a policy under an experiment's rewards."""
+    from rlhf_cli.training.validation import validate
+
+    return validate(policy, judged.reference, prompts, judged.reward, judged.gold, batch_size=config.val.batch_size)
+
+
+def judged_experiment(config: Any, first_line: str) -> tuple[Any, Path | None]:
+    """The experiment of a checkpoint, to be judged; (experiment, checkpoint folder or None)."""
+    from rlhf_cli.build.experiment import Saved, make_experiment
+    from rlhf_cli.runs.checkpoint import find_checkpoint
 
     def notify(text: str) -> None:
         print(text, flush=True)
@@ -59,9 +65,8 @@ def judged_lab(config: Any, first_line: str) -> tuple[Any, Path | None]:
     checkpoint = None
     if config.checkpoint not in (None, "none"):
         checkpoint = find_checkpoint(config.checkpoint, notify)
-    no_critic = config.algo.model_copy(update={"advantage": "returns"})
-    config = config.model_copy(update={"algo": no_critic})
-    return make_lab(config, notify, actor=str(checkpoint / "actor") if checkpoint else None), checkpoint
+    saved = Saved(actor=str(checkpoint / "actor")) if checkpoint else Saved()
+    return make_experiment(config, notify, saved=saved, learns=False), checkpoint
 
 
 def _print(metrics: dict[str, float], untrained: dict[str, float], rows: list[dict[str, Any]]) -> None:

@@ -15,9 +15,9 @@ def run(cfg: DictConfig) -> None:
         return
     from rich.console import Console
 
+    from rlhf_cli.build.paths import miniature_path
     from rlhf_cli.miniatures.build import MINIATURES
     from rlhf_cli.miniatures.report import show
-    from rlhf_cli.training.places import miniature_path
 
     print(
         f"scale={config.scale}: miniatures of {config.data.source} text, kept in {config.cache_dir}",

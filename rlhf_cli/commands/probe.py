@@ -16,18 +16,18 @@ def run(cfg: DictConfig) -> None:
     """How reward models judge texts, bare and wrapped as a chat; writes probe.json."""
     from hydra.core.hydra_config import HydraConfig
 
+    from rlhf_cli.build.paths import classifier_path
     from rlhf_cli.config.compose import settle
     from rlhf_cli.data.reviews import SENTIMENTS
+    from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import class_index
-    from rlhf_cli.evaluation.probe import probe, rates
+    from rlhf_cli.evaluation.wrapping import probe, rates
     from rlhf_cli.rewards.classifier import Classifier
-    from rlhf_cli.training.compute import compute
-    from rlhf_cli.training.places import classifier_path
-    from rlhf_cli.training.status import write_atomic
+    from rlhf_cli.runs.status import write_atomic
 
     hydra = HydraConfig.get()
     config = settle("probe", cfg, list(hydra.overrides.task))
-    where = compute(config)
+    where = compute(config.device, config.precision)
 
     def notify(text: str) -> None:
         print(text, flush=True)
@@ -54,7 +54,7 @@ def gather(config: Any) -> tuple[list[str], list[str | None], list[str] | None]:
     """(texts, their known labels, what they continue): typed, a run's samples, a file's; else example and reviews."""
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.sources import load_reviews
-    from rlhf_cli.evaluation.probe import EXAMPLE
+    from rlhf_cli.evaluation.wrapping import EXAMPLE
     from rlhf_cli.tracking.jsonl import read_jsonl
 
     wanted = config.probe

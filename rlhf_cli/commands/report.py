@@ -18,7 +18,7 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.config.folders import check_writable
     from rlhf_cli.report.page import sections_of, write
     from rlhf_cli.report.runs import find, left_out
-    from rlhf_cli.training.status import alive
+    from rlhf_cli.runs.status import alive
 
     hydra = HydraConfig.get()
     config = settle("report", cfg, list(hydra.overrides.task))

@@ -16,7 +16,7 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     config = settle("reward-train", cfg, list(hydra.overrides.task))
     folder = Path(hydra.runtime.output_dir)
-    from rlhf_cli.training.reward_run import train_reward_model
+    from rlhf_cli.runs.reward_training import train_reward_model
 
     sweeping = hydra.mode == RunMode.MULTIRUN
     before, after, bins = train_reward_model(config, folder, group=Path(hydra.sweep.dir).name if sweeping else None)

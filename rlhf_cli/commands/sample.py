@@ -11,20 +11,21 @@ def run(cfg: DictConfig) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from rlhf_cli.commands.eval import judged_lab
+    from rlhf_cli.commands.eval import judged_experiment, on_prompts
     from rlhf_cli.config.compose import settle
     from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.rewards.scorer import joined
+    from rlhf_cli.runs.folder import first_line
     from rlhf_cli.tracking.text import printable
-    from rlhf_cli.training.folder import first_line
-    from rlhf_cli.training.judge import judge
 
     config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
-    lab, checkpoint = judged_lab(config, first_line(config))
+    judged, checkpoint = judged_experiment(config, first_line(config))
     print(f"written by {checkpoint or 'the untrained actor (checkpoint=… names a trained one)'}", flush=True)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
     typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
-    _, rows = judge(lab, PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad))
+    policy = judged.policy
+    prompts = PromptSet.make(typed, template, policy.tokenizer, pad_id=policy.generation.pad_id)
+    _, rows = on_prompts(judged, policy, prompts, config)
     console = Console()
     for row in rows:
         whole = printable(joined(row["prefix"], row["response"]))

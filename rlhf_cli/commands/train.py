@@ -15,8 +15,8 @@ def run(cfg: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     config = settle("train", cfg, list(hydra.overrides.task))
     sweeping = hydra.mode == RunMode.MULTIRUN
-    from rlhf_cli.training.folder import last_metrics
-    from rlhf_cli.training.run import train
+    from rlhf_cli.runs.folder import last_metrics
+    from rlhf_cli.runs.run import train
 
     typed = [o for o in hydra.overrides.task if o.startswith("critic") and o != "critic=none"]
     if typed and not config.algo.needs_critic:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_cli.evaluation.compare import EARNED
+from rlhf_cli.evaluation.win_rate import EARNED
 from rlhf_cli.rewards.scorer import Texts
 
 WORD = re.compile(r"\S+")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from rlhf_cli.evaluation.compare import share_of_wins
-from rlhf_cli.evaluation.text import repetition
+from rlhf_cli.evaluation.repetition import repetition
+from rlhf_cli.evaluation.win_rate import share_of_wins
 from rlhf_cli.evaluation.words import ABUSE, FILM, words
 
 SHARED_N = 4

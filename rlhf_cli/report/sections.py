@@ -5,7 +5,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
-from rlhf_cli.evaluation.compare import UNTRAINED, earned_moods, moods, who, wins
+from rlhf_cli.evaluation.win_rate import UNTRAINED, earned_moods, moods, who, wins
 from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys

@@ -1,7 +1,7 @@
 """The batch is a record. Dimensions: B rollouts, P prompt, R response, T = P + R, V vocabulary."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -148,6 +148,6 @@ class Experience(Record):
         """The rows `indices`, without columns that are padding in all of them."""
         rollout = self.rollout.select(indices).trimmed()
         longest = rollout.responses.shape[1]
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollout"}
-        chosen = {name: None if x is None else x[indices, :longest] for name, x in columns.items()}
-        return Experience(rollout, **chosen)
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollout"}
+        chosen: dict[str, Any] = {name: None if x is None else x[indices, :longest] for name, x in columns.items()}
+        return replace(self, rollout=rollout, **chosen)

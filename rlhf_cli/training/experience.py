@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import check_finite
 from rlhf_cli.engine.read import keepable, read, response_logprobs, response_values
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Experience, Rollout
-from rlhf_cli.training import distributed
 from rlhf_cli.training.clock import phase
 from rlhf_cli.training.policy import Critic, Policy, models
 

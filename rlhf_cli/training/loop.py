@@ -8,7 +8,7 @@ from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.training.experience import evaluate
 from rlhf_cli.training.metrics import describe, merged
 from rlhf_cli.training.policy import Critic, Policy
-from rlhf_cli.training.rollouts import TrainingPrompts, collect, early_rewards
+from rlhf_cli.training.rollouts import Rollouts, TrainingPrompts, collect, early_rewards
 from rlhf_cli.training.update import optimize
 
 
@@ -20,8 +20,11 @@ def train_step(
     reward: Scorer,
     algo: Algorithm,
     step: int,
-) -> dict[str, float]:
-    """One step of training; returns its metrics. Raises NonFinite where a number is none, with the batch at hand."""
+) -> tuple[dict[str, float], Rollouts]:
+    """One step of training; (its metrics, what it learned from).
+
+    Raises NonFinite where a reward, loss or gradient is not finite: no weight has changed then.
+    """
     rollouts = collect(policy, data, reward, step, refill_tries=algo.refill_tries)
     with evidence(rollouts=rollouts):
         early = early_rewards(reward, policy, rollouts)
@@ -32,4 +35,4 @@ def train_step(
         with evidence(batch=batch):
             stats = merged(stats, optimize(policy, critic, reference, batch, algo, step))
     algo.adapt(kl=stats["train/kl"], kl_old=stats["train/approx_kl"], rollouts=len(rollouts))
-    return stats
+    return stats, rollouts

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.read import Reading
-from rlhf_cli.evaluation.text import repetition
+from rlhf_cli.evaluation.repetition import repetition
 from rlhf_cli.rl.advantages import constant_groups
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.losses import explained_variance
 from rlhf_cli.rl.masked import masked_mean, masked_sum
 from rlhf_cli.rl.rollout import Experience
-from rlhf_cli.training import distributed
 from rlhf_cli.training.rollouts import Rollouts
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import NonFinite
-from rlhf_cli.training import distributed
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,7 @@ class Optimizer:
         self.parameters = [*model.parameters(), *also]
         # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
         fused = not distributed.is_split(model)
-        self.adamw = torch.optim.AdamW(
-            self.parameters, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False
-        )
+        self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
 
     def step(self, step: int) -> float:
         """Clip, check, update at this training step's learning rate; returns the gradient norm before the clip.

@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 from torch import nn
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, ValueModel
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.rl.rollout import Rollout
-from rlhf_cli.training.compute import Compute
 from rlhf_cli.training.optimizer import Optimizer
 from rlhf_cli.training.pretraining import Pretraining
 
@@ -103,4 +103,3 @@ def zero_grad(policy: Policy, critic: Critic | None) -> None:
         if learns is not None and learns.optimizer is not None:
             learns.optimizer.zero_grad()
             learns.optimizer.model.eval()
-

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.read import read
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Rollout
-from rlhf_cli.training.compute import Compute
 
 HELD_OUT = 64
 LONGEST = 256

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.sample import sample
 from rlhf_cli.rewards.process import increments
 from rlhf_cli.rewards.scorer import Rewards, Scorer, Texts
 from rlhf_cli.rl.advantages import constant_groups
 from rlhf_cli.rl.rollout import Prompts, Rollout, concatenate
-from rlhf_cli.training import distributed
 from rlhf_cli.training.clock import phase
 from rlhf_cli.training.policy import Policy
 

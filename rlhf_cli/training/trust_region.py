@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.forward import differentiable_twice
 from rlhf_cli.engine.read import read
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
-from rlhf_cli.training import distributed
 from rlhf_cli.training.metrics import UpdateStats
 from rlhf_cli.training.policy import Policy
 from rlhf_cli.training.update import Lockstep, actor_loss, micro_batches, read_live

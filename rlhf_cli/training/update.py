@@ -3,11 +3,11 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
+from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.dropout import train_mode
 from rlhf_cli.engine.finite import check_finite
 from rlhf_cli.engine.gradients import in_place
@@ -15,7 +15,6 @@ from rlhf_cli.engine.read import Reading, read, response_values
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
-from rlhf_cli.training import distributed
 from rlhf_cli.training.clock import phase
 from rlhf_cli.training.metrics import UpdateStats
 from rlhf_cli.training.policy import Critic, Policy
@@ -55,9 +54,7 @@ def optimize(
     return stats.of_all().metrics(has_critic=critic is not None)
 
 
-def minibatches(
-    batch: Experience, algo: Algorithm, *, seed: int, step: int
-) -> Iterator[tuple[int, int, Experience]]:
+def minibatches(batch: Experience, algo: Algorithm, *, seed: int, step: int) -> Iterator[tuple[int, int, Experience]]:
     """(epoch, number in it, minibatch), each epoch in an order of its own."""
     count = len(batch.rollout)
     size = count // algo.minibatches
@@ -168,9 +165,7 @@ def read_live(
     direction = algo.full_kl("loss")
     against = {"reference": reference, "direction": direction} if direction else {}
     with policy.compute.autocast():
-        return read(
-            policy.model, micro.rollout, temperature=policy.generation.temperature, value_head=head, **against
-        )
+        return read(policy.model, micro.rollout, temperature=policy.generation.temperature, value_head=head, **against)
 
 
 def actor_loss(
@@ -200,7 +195,7 @@ def mix_gradients(policy: Policy, step: int, number: int) -> float:
     return float(loss.detach())
 
 
-class learning:  # noqa: N801
+class learning:
     """Inside, the models that learn are in train mode."""
 
     def __init__(self, policy: Policy, critic: Critic | None) -> None:

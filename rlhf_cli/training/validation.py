@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.evaluation.hacking import text_panel
-from rlhf_cli.evaluation.validate import sample_rows, validation_metrics
+from rlhf_cli.evaluation.validation_metrics import sample_rows, validation_metrics
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.masked import masked_sum
 from rlhf_cli.training.experience import evaluate

@@ -79,9 +79,10 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
+    from rlhf_cli.training.state import make_state
+
     from rlhf_cli.engine import read as forward
     from rlhf_cli.training import loop
-    from rlhf_cli.training.state import make_state
 
     lab = worker_rlhf.make_lab(folder, given.shape, given.algo, given.dtype, 0, [])
     state = make_state(lab.config, lab)

@@ -25,9 +25,10 @@ AXES: dict[str, list[int]] = {
 
 def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     """CPU seconds of a step, and the seconds of its phases."""
+    from rlhf_cli.training.state import make_state
+
     from rlhf_cli.engine import sample as sampling
     from rlhf_cli.training import loop
-    from rlhf_cli.training.state import make_state
 
     length = value if axis == "response length" else shapes.RESPONSE
     batch = value if axis == "batch" else shapes.SEQUENCES

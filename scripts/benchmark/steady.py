@@ -28,8 +28,9 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
-    from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
+
+    from rlhf_cli.training import loop
 
     lab = worker_rlhf.make_lab(folder, given.shape, given.algo, "fp32", 0, [])
     state = make_state(lab.config, lab)

@@ -26,8 +26,9 @@ def main() -> None:
 
     imported = time.perf_counter()
     talk = turns.Turns()
-    from rlhf_cli.training import loop
     from rlhf_cli.training.state import make_state
+
+    from rlhf_cli.training import loop
 
     lab = make_lab(Path(given.folder), given.shape, given.algo, given.dtype, given.micro, given.overrides)
     state = make_state(lab.config, lab)
@@ -58,13 +59,13 @@ def profiled(out: Path, run: Any) -> Any:
 
 def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overrides: list[str]) -> Any:
     """What `setup.make_lab` makes, from the benchmark's folders and without a data set."""
+    from rlhf_cli.build.experiment import Lab
     from rlhf_cli.config.compose import plan
     from rlhf_cli.data.prompts import PromptSet
+    from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_critic
     from rlhf_cli.rewards.classifier import Classifier
     from rlhf_cli.rewards.scorer import Scorer
-    from rlhf_cli.training.compute import compute
-    from rlhf_cli.training.setup import Lab
 
     config = plan(
         "train",

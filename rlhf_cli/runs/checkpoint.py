@@ -12,31 +12,37 @@ from typing import Any
 
 import torch
 
+from rlhf_cli.build.experiment import Experiment
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.training import distributed
-from rlhf_cli.training.setup import Lab
-from rlhf_cli.training.state import State
-from rlhf_cli.training.status import write_atomic
+from rlhf_cli.config.schema import Config
+from rlhf_cli.engine import processes
+from rlhf_cli.runs.status import write_atomic
+from rlhf_cli.training.policy import models
 
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[str, Any]) -> Path:
+def save_checkpoint(run: Path, step: int, experiment: Experiment, extra: dict[str, Any]) -> Path:
     """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`.
 
-    Where that fails nothing of it is left, and the checkpoints before it are as they were.
+    `extra`: more for its state.json. Where that fails nothing of it is left, and the checkpoints before it are as they
+    were.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
-    trainer = state.trainer()  # of split models every process has a part
-    weights = [distributed.whole_weights(model) for model in (lab.actor, lab.critic, lab.reference)]
-    if not distributed.is_first():
+    trainer = trainer_state(experiment)  # of split models every process has a part
+    learned = models(experiment.policy, experiment.critic, experiment.reference)
+    weights = [processes.whole_weights(model) for model in learned]
+    if not processes.is_first():
         return folder
     temporary = folder.with_name(f".tmp_{folder.name}")
     for left_by_a_killed_run in folder.parent.glob(".tmp_*"):
         shutil.rmtree(left_by_a_killed_run)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, step, lab, trainer, weights, extra)
+        _write(temporary, experiment, weights)
+        torch.save(trainer, temporary / "trainer.pt")
+        (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
+        _seal(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         _sync(folder.parent)
@@ -47,25 +53,40 @@ def save_checkpoint(run: Path, step: int, lab: Lab, state: State, extra: dict[st
     return folder
 
 
-def _write(
-    temporary: Path,
-    step: int,
-    lab: Lab,
-    trainer: dict[str, Any],
-    weights: list[dict[str, Any]],
-    extra: dict[str, Any],
-) -> None:
-    actor, critic, reference = weights
-    lab.actor.save_pretrained(temporary / "actor", **actor)
-    lab.tokenizer.save_pretrained(temporary / "actor")
-    if lab.critic is not None:
-        lab.critic.save_pretrained(temporary / "critic", **critic)
-    if lab.config.algo.steps_per_iteration:
-        lab.reference.save_pretrained(temporary / "reference", **reference)
-    if lab.continual:
-        lab.continual.save(temporary)
-    torch.save(trainer, temporary / "trainer.pt")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
+def trainer_state(experiment: Experiment) -> dict[str, Any]:
+    """Everything but the models' weights. Random numbers are functions of (seed, step): nothing to save."""
+    policy, critic = experiment.policy, experiment.critic
+    own = critic.optimizer if critic else None
+    return {
+        "actor_optimizer": policy.optimizer.state_dict() if policy.optimizer else None,
+        "critic_optimizer": own.state_dict() if own else None,
+        **experiment.algo.state_dict(),
+    }
+
+
+def restore_trainer(experiment: Experiment, trainer: dict[str, Any]) -> None:
+    policy, critic = experiment.policy, experiment.critic
+    if policy.optimizer:
+        policy.optimizer.load_state_dict(trainer["actor_optimizer"])
+    if critic and critic.optimizer:
+        critic.optimizer.load_state_dict(trainer["critic_optimizer"])
+    experiment.algo.load_state_dict(trainer)
+
+
+def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]]) -> None:
+    """The models, each in a folder of its own. The reference is written where it moves."""
+    (actor, critic, reference), policy = weights, experiment.policy
+    policy.model.save_pretrained(temporary / "actor", **actor)
+    policy.tokenizer.save_pretrained(temporary / "actor")
+    if experiment.critic is not None:
+        experiment.critic.model.save_pretrained(temporary / "critic", **critic)
+    if experiment.outer is not None:
+        experiment.reference.save_pretrained(temporary / "reference", **reference)
+        experiment.outer.save(temporary)
+
+
+def _seal(temporary: Path) -> None:
+    """Name every file with its size and hash, and see that all is on the disk."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(temporary)): _identity(path) for path in files}
     write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -85,25 +106,26 @@ def prune(run: Path, *, keep_last: int | None, keep_every: int, best: int | None
         shutil.rmtree(doomed)
 
 
-def checkpoint_bytes(lab: Lab) -> int:
+def checkpoint_bytes(experiment: Experiment) -> int:
     """About: weights, and two float32 moments for each that is trained."""
-    trained = [model for model in (lab.actor, lab.critic) if model is not None]
+    actor, critic, reference = models(experiment.policy, experiment.critic, experiment.reference)
+    trained = [model for model in (actor, critic) if model is not None]
     size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in model.parameters())
-    if lab.config.algo.steps_per_iteration:
-        size += sum(p.numel() * p.element_size() for p in lab.reference.parameters())
+    if experiment.outer is not None:
+        size += sum(p.numel() * p.element_size() for p in reference.parameters())
     return size
 
 
-def check_room(run: Path, lab: Lab, *, start: int) -> None:
+def check_room(run: Path, experiment: Experiment, config: Config, *, start: int) -> None:
     """Raise UserError where the checkpoints still to come do not fit on the disk."""
-    config, wanted = lab.config, lab.config.checkpoint
+    wanted = config.checkpoint
     to_come = 1 + ((config.steps - 1) // wanted.every - start // wanted.every if wanted.every else 0)
     kept = to_come
     if wanted.keep_last:
         spared = config.steps // wanted.keep_every if wanted.keep_every else 0
         kept = min(to_come, wanted.keep_last + 1 + spared)  # a new one is written before an old one goes
     kept += wanted.best is not None
-    each, free = checkpoint_bytes(lab), shutil.disk_usage(run).free
+    each, free = checkpoint_bytes(experiment), shutil.disk_usage(run).free
     if each * kept > free:
         raise UserError(
             f"{kept} checkpoints of {each / 1e9:.2g} GB each do not fit in the {free / 1e9:.2g} GB that are free in "

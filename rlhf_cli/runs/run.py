@@ -5,13 +5,13 @@ from pathlib import Path
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
+from rlhf_cli.engine import processes as distributed
+from rlhf_cli.runs.checkpoint import step_of
+from rlhf_cli.runs.folder import begun
+from rlhf_cli.runs.session import Session, newest_words, notify, open_session
+from rlhf_cli.runs.signals import StopRequest, stop_on_signals
+from rlhf_cli.runs.status import Interrupted, read_status, write_status
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import distributed
-from rlhf_cli.training.checkpoint import step_of
-from rlhf_cli.training.folder import begun
-from rlhf_cli.training.session import Session, newest_words, notify, open_session
-from rlhf_cli.training.signals import StopRequest, stop_on_signals
-from rlhf_cli.training.status import Interrupted, read_status, write_status
 
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:

@@ -16,11 +16,11 @@ import yaml
 
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
+from rlhf_cli.runs.checkpoint import all_of, disk_full, newest, step_of
+from rlhf_cli.runs.lock import only_process
+from rlhf_cli.runs.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import harmless
-from rlhf_cli.training.checkpoint import all_of, disk_full, newest, step_of
-from rlhf_cli.training.lock import only_process
-from rlhf_cli.training.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 
 
 @contextmanager

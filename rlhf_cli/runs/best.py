@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Checkpoint
-from rlhf_cli.training.status import write_atomic
+from rlhf_cli.runs.status import write_atomic
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rlhf_cli.training.status import Interrupted
+from rlhf_cli.runs.status import Interrupted
 
 
 class StopRequest:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from rlhf_cli.preferences.fit import fit
+from rlhf_cli.preferences.ranked import RankedGroup, ranked
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup, ranked
 from rlhf_cli.rewards.scorer import Texts
-from rlhf_cli.training.reward_model import fit
 
 FILE = "replay.json"
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf_cli.preferences.ranked import RankedGroup
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup
 from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.rl.losses import pairwise_loss
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config
-from rlhf_cli.training import distributed
+from rlhf_cli.engine import processes as distributed
 
 
 @dataclass(frozen=True)
@@ -22,15 +21,14 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
-def compute(config: Config) -> Compute:
-    name = config.device if config.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+def compute(device: str, precision: str) -> Compute:
+    """`device`: auto, cpu, cuda or cuda:n; `precision`: auto, fp32 or bf16. Raises UserError where no such GPU is."""
+    name = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and distributed.world() > 1:
         name = str(distributed.local_device())
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"device={config.device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
-    bf16 = config.precision == "bf16" or (
-        config.precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported()
-    )
+        raise UserError(f"device={device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
+    bf16 = precision == "bf16" or (precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported())
     if name == "cpu":
         keep_freed_memory()
     return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)

@@ -7,28 +7,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.build.experiment import Experiment, Saved, make_experiment, to_learn
 from rlhf_cli.config.compose import difference
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
-from rlhf_cli.tracking.compose import Trackers, make_trackers
-from rlhf_cli.training import distributed
-from rlhf_cli.training.best import Best
-from rlhf_cli.training.checkpoint import check_room, load_trainer, newest, prune, save_checkpoint
-from rlhf_cli.training.folder import check_record, first_line
-from rlhf_cli.training.guards import Guards
-from rlhf_cli.training.hacking import HackingWatch, account
-from rlhf_cli.training.nonfinite import finite_judge, finite_step
-from rlhf_cli.training.setup import Lab, make_lab
-from rlhf_cli.training.state import State, make_state
-from rlhf_cli.training.status import write_status
+from rlhf_cli.engine import processes as distributed
+from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.engine.memory import peak_mb
+from rlhf_cli.runs.best import Best
+from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint
+from rlhf_cli.runs.folder import check_record, first_line
+from rlhf_cli.runs.hacking_watch import HackingWatch, account
+from rlhf_cli.runs.nonfinite import report_nonfinite
+from rlhf_cli.runs.status import write_status
+from rlhf_cli.runs.warnings import Guards
+from rlhf_cli.tracking.trackers import Trackers, make_trackers
+from rlhf_cli.training.clock import clock
+from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.policy import zero_grad
+from rlhf_cli.training.validation import validate
 
 
 @dataclass
 class Session:
     config: Config
     folder: Path
-    lab: Lab
-    state: State
+    experiment: Experiment
     trackers: Trackers
     steps: range
     """What is left to do; step 0 is the validation of the untrained actor."""
@@ -43,11 +47,11 @@ class Session:
     def take(self, step: int) -> dict[str, float]:
         """Train, validate if it is time, log; returns the step's metrics."""
         say = self.trackers.message
-        metrics = finite_step(self.lab, self.state, step, self.folder, say) if step else {}
+        metrics = self.learn(step) if step else {}
         for warning in self.guards.warnings(metrics):
             say(warning)
         if self.validates(step):
-            judged, rows = finite_judge(self.lab, step, self.folder, say)
+            judged, rows = self.validate(step)
             metrics |= judged | (self.watch.look(step, judged, rows) if rows else {})
             self.trackers.samples(step, rows)
         self.trackers.log(step, metrics)
@@ -58,6 +62,30 @@ class Session:
                 f"reward hacking from step {self.watch.onset}", account(metrics, self.folder / "samples.jsonl")
             )
         return metrics
+
+    def learn(self, step: int) -> dict[str, float]:
+        """A training step and what belongs to it: its clocks, its memory, the outer loop, numbers that are none."""
+        x = self.experiment
+        try:
+            with clock() as seconds:
+                metrics, rollouts = train_step(x.policy, x.reference, x.critic, x.data, x.reward, x.algo, step)
+                if x.outer:
+                    metrics |= x.outer.after(step, x.policy.model, x.reference, rollouts.texts)
+        except NonFinite as fault:
+            zero_grad(x.policy, x.critic)
+            report_nonfinite(fault, x, self.config, step, self.folder, self.trackers.message)
+            return {"train/nonfinite": 1.0}
+        tokens = int(rollouts.rollout.lengths.sum())
+        metrics |= seconds | {"throughput/tokens_per_s": tokens / sum(seconds.values())}
+        return metrics | {"memory/peak_mb": peak_mb(x.compute.device)}
+
+    def validate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        x, size = self.experiment, self.config.val.batch_size
+        try:
+            return validate(x.policy, x.reference, x.test, x.reward, x.gold, batch_size=size)
+        except NonFinite as fault:
+            report_nonfinite(fault, x, self.config, step, self.folder, self.trackers.message)
+            return {"val/nonfinite": 1.0}, []
 
     def validates(self, step: int) -> bool:
         return step == 0 or step == self.config.steps or _due(step, self.config.val.every)
@@ -77,7 +105,7 @@ class Session:
 
     def save(self, step: int) -> None:
         extra = {"wandb_run_id": self.trackers.wandb_run_id, "best": self.best.known, **self.origin}
-        saved = save_checkpoint(self.folder, step, self.lab, self.state, extra)
+        saved = save_checkpoint(self.folder, step, self.experiment, extra)
         if distributed.is_first():
             wanted = self.config.checkpoint
             self.best.name(saved)
@@ -99,19 +127,22 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     start = int(saved["step"])
     if checkpoint:
         distributed.first(lambda: check_record(folder, start, notify))
-    lab = distributed.first_then_the_rest(lambda: _lab(config, checkpoint))
-    if checkpoint and lab.continual:
-        lab.continual.restore(checkpoint)
-    if config.shard:
-        for model in (lab.actor, lab.critic, lab.reference):
-            distributed.shard(model, lab.compute.device)
-    state = make_state(config, lab)
-    origin = {"environment": environment(lab), "prompts": fingerprint(lab), "config": config.model_dump(by_alias=True)}
+    loaded = distributed.first_then_the_rest(
+        lambda: make_experiment(config, notify, saved=Saved.of(checkpoint, config))
+    )
+    if checkpoint and loaded.outer:
+        loaded.outer.restore(checkpoint)
+    experiment = to_learn(loaded, config)
+    origin = {
+        "environment": environment(experiment),
+        "prompts": fingerprint(experiment),
+        "config": config.model_dump(by_alias=True),
+    }
     if trainer is not None:
         _same_origin(saved, origin, notify)
-        state.restore(trainer)
+        restore_trainer(experiment, trainer)
         notify(f"resumed at step {start} of {config.steps}")
-    distributed.first(lambda: check_room(folder, lab, start=start))
+    distributed.first(lambda: check_room(folder, experiment, config, start=start))
     trackers = make_trackers(
         config.tracking.name if distributed.is_first() else "silent",
         folder,
@@ -128,8 +159,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     return Session(
         config=config,
         folder=folder,
-        lab=lab,
-        state=state,
+        experiment=experiment,
         trackers=trackers,
         steps=range(start + 1 if checkpoint else start, config.steps + 1),
         best=Best.of(config.checkpoint, saved.get("best")),
@@ -137,23 +167,6 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         guards=Guards(),
         origin=origin,
         alerted=watch.onset is not None,
-    )
-
-
-def _lab(config: Config, checkpoint: Path | None) -> Lab:
-    """The lab, with what the checkpoint has in place of the config's models."""
-    algo, at = config.algo, checkpoint or Path()
-
-    def kept(name: str, wanted: Any) -> str | None:
-        return str(at / name) if checkpoint and wanted else None
-
-    return make_lab(
-        config,
-        notify,
-        actor=kept("actor", True),
-        critic=kept("critic", algo.needs_critic),
-        reference=kept("reference", algo.steps_per_iteration),
-        reward=kept("reward_model", algo.retrain_epochs),
     )
 
 
@@ -167,19 +180,19 @@ def newest_words(folder: Path) -> str:
     return f"the checkpoint from before is kept: {found}" if found else "no checkpoint was saved before"
 
 
-def environment(lab: Lab) -> dict[str, Any]:
-    """What the last digits of a number hang on."""
+def environment(experiment: Experiment) -> dict[str, Any]:
+    """What the last digits of a number depend on."""
     import torch
     import transformers
 
     versions: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions |= {"processes": distributed.world()}
-    return {**versions, "threads": torch.get_num_threads(), "device": lab.compute.device.type}
+    return {**versions, "threads": torch.get_num_threads(), "device": experiment.compute.device.type}
 
 
-def fingerprint(lab: Lab) -> str:
+def fingerprint(experiment: Experiment) -> str:
     """Of all prompts, as the actor reads them."""
-    return hashlib.sha256(json.dumps([lab.train.ids, lab.test.ids]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([experiment.data.prompts.ids, experiment.test.ids]).encode()).hexdigest()
 
 
 def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[str], None]) -> None:

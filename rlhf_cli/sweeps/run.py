@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rlhf_cli.config.compose import CHANGEABLE_ON_RESUME, CONF, Plan, difference, flat, nested, plan_jobs
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
-from rlhf_cli.training.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
+from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
 
 RECORD = "sweep.json"
 
@@ -38,9 +38,9 @@ class Job:
     def __call__(self, cfg: DictConfig) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        from rlhf_cli.training.folder import recorded
-        from rlhf_cli.training.signals import late_signal
-        from rlhf_cli.training.status import write_status
+        from rlhf_cli.runs.folder import recorded
+        from rlhf_cli.runs.signals import late_signal
+        from rlhf_cli.runs.status import write_status
 
         hydra = HydraConfig.get()
         folder = Path(hydra.runtime.output_dir)
@@ -192,7 +192,7 @@ def _key(override: str) -> str:
 def run(plan: Plan, folder: Path) -> int:
     """Launch the jobs of a sweep that are not done; write and print its table; returns the exit code."""
     from rlhf_cli.cli import INTERRUPTED
-    from rlhf_cli.commands.sweep_table import show
+    from rlhf_cli.sweeps.table import show
 
     code = 0
     with _only_one(folder):

@@ -7,18 +7,18 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from rlhf_cli.build.experiment import Experiment, make_experiment
+from rlhf_cli.build.paths import trunk_path
 from rlhf_cli.config.schema import RewardTrainConfig
+from rlhf_cli.engine.device import compute
+from rlhf_cli.preferences.fit import examine, fit
+from rlhf_cli.preferences.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
 from rlhf_cli.rewards.learned import LearnedReward
-from rlhf_cli.rewards.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
-from rlhf_cli.tracking.compose import make_trackers
-from rlhf_cli.training.compute import compute
-from rlhf_cli.training.folder import begun, first_line
-from rlhf_cli.training.loop import roll_out
-from rlhf_cli.training.places import trunk_path
-from rlhf_cli.training.reward_model import examine, fit
-from rlhf_cli.training.setup import Lab, make_lab
-from rlhf_cli.training.signals import StopRequest, stop_on_signals
-from rlhf_cli.training.status import Interrupted, write_atomic, write_status
+from rlhf_cli.runs.folder import begun, first_line
+from rlhf_cli.runs.signals import StopRequest, stop_on_signals
+from rlhf_cli.runs.status import Interrupted, write_atomic, write_status
+from rlhf_cli.tracking.trackers import make_trackers
+from rlhf_cli.training.rollouts import generate
 
 LEARNING_RATE = {"mini": 1e-3, "full": 1e-5}
 AT_ONCE = 64
@@ -38,7 +38,7 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
             given = read_ranked(config.reward_train.data) if config.reward_train.data else None
             start = trunk_path(config, notify)
             torch.manual_seed(config.seed)  # the new head is drawn
-            device = compute(config).device
+            device = compute(config.device, config.precision).device
             reward = LearnedReward(start, device=device, batch_size=64, dtype=torch.float32, new_head=True)
         groups = given or synthesise(config, stop)
         if not given:
@@ -60,26 +60,25 @@ def synthesise(config: RewardTrainConfig, stop: StopRequest) -> list[RankedGroup
 
     Fewer than asked for where all responses to a prompt score alike, or a signal asked to stop.
     """
-    without_critic = config.algo.model_copy(update={"advantage": "returns", "baseline": "none"})
-    lab = make_lab(config.model_copy(update={"algo": without_critic}), notify)
+    experiment = make_experiment(config, notify, learns=False)
     wanted = config.reward_train
     notify(f"sampling {wanted.responses} responses to each of {wanted.prompts} prompts, ranked by {config.reward.name}")
     groups: list[RankedGroup] = []
     count = max(1, AT_ONCE // wanted.responses)
     for step in track(range(1, -(-wanted.prompts // count) + 1), description="sampling"):
         left = wanted.prompts - (step - 1) * count
-        chosen = lab.train.batch(step, count=count, seed=config.seed)[:left]
-        groups += _ranked_samples(lab, chosen, step, wanted.responses)
+        chosen = experiment.data.prompts.batch(step, count=count, seed=config.seed)[:left]
+        groups += _ranked_samples(experiment, chosen, step, wanted.responses)
         if stop.signal:
             break
     return groups
 
 
-def _ranked_samples(lab: Lab, chosen: list[int], step: int, responses: int) -> list[RankedGroup]:
-    prompts = lab.train.prompts(chosen, group_size=responses)
-    rollout = roll_out(lab, prompts, step=step, micro_batch_size=lab.config.rollout.micro_batch_size)
-    texts = lab.texts(rollout, lab.train, [i for i in chosen for _ in range(responses)])
-    return ranked(texts, lab.scorer(texts).score.tolist(), responses)
+def _ranked_samples(experiment: Experiment, chosen: list[int], step: int, responses: int) -> list[RankedGroup]:
+    policy, prompts = experiment.policy, experiment.data.prompts
+    rollout = generate(policy, prompts.prompts(chosen, group_size=responses), step=step)
+    texts = policy.texts(rollout, prompts, [i for i in chosen for _ in range(responses)])
+    return ranked(texts, experiment.reward(texts).score.tolist(), responses)
 
 
 def _fit(

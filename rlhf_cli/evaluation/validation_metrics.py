@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.data.reviews import SENTIMENTS
-from rlhf_cli.evaluation.text import distinct, repetition
+from rlhf_cli.evaluation.repetition import distinct, repetition
 from rlhf_cli.rewards.scorer import Rewards, Texts
 from rlhf_cli.rl.rollout import Experience
 

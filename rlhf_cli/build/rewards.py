@@ -14,9 +14,9 @@ from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
-from rlhf_cli.training.compute import Compute
-from rlhf_cli.training.continual import Continual
-from rlhf_cli.training.places import classifier_path, model_path
+from rlhf_cli.engine.device import Compute
+from rlhf_cli.preferences.continual import Continual
+from rlhf_cli.build.paths import classifier_path, model_path
 
 
 def scorer(
@@ -34,7 +34,17 @@ def scorer(
         else:
             sources[name] = source(judge, config, where, notify)
     weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
-    return Scorer(sources, weights, reward.combine, penalty.weight, penalty.sizes, penalty.level), learned
+    made = Scorer(
+        sources,
+        weights,
+        combine=reward.combine,
+        penalty_weight=penalty.weight,
+        penalty_n=penalty.sizes,
+        penalty_level=penalty.level,
+        overlong_buffer=config.algo.overlong_buffer,
+        every_tokens=reward.every_tokens,
+    )
+    return made, learned
 
 
 def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tensor:
@@ -70,7 +80,7 @@ def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], 
 
 
 def language_model(endpoint: Endpoint, cache: Path) -> Any:
-    from rlhf_cli.rewards.judge import Judge, JudgeError
+    from rlhf_cli.rewards.endpoint import Judge, JudgeError
 
     options = endpoint.model_dump()
     judge = Judge(options.pop("url"), options.pop("model"), **options, cache=cache / "judge.sqlite")

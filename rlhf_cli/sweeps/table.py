@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rlhf_cli.runs.status import alive, read_status, write_atomic
 from rlhf_cli.tracking.text import printable
-from rlhf_cli.training.status import alive, read_status, write_atomic
 
 TRAIN = ("val/score", "val/kl", "val/repetition", "val/response_length")
 JUDGED = ("val/gold_score", "hacking/index")
@@ -83,7 +83,7 @@ def state(status: dict[str, Any]) -> str:
 
 def results(folder: Path) -> dict[str, Any]:
     """The last metrics of a job, of whatever command."""
-    from rlhf_cli.training.folder import last_metrics
+    from rlhf_cli.runs.folder import last_metrics
 
     try:
         return dict(json.loads((folder / "eval.json").read_text())["metrics"])

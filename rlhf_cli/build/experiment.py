@@ -1,0 +1,186 @@
+"""From a checked config to the things a run works with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_cli.build.algorithm import algorithm
+from rlhf_cli.build.paths import critic_path, model_path
+from rlhf_cli.build.prompts import balanced, check_fit, prefixes, pretraining
+from rlhf_cli.build.rewards import continual, scorer, source
+from rlhf_cli.config.schema import Config
+from rlhf_cli.data.prompts import PromptSet, Template
+from rlhf_cli.engine import processes
+from rlhf_cli.engine.device import Compute, compute
+from rlhf_cli.engine.dropout import learns_in_eval_mode
+from rlhf_cli.engine.gate import way_of
+from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.engine.memory import Memory
+from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
+from rlhf_cli.preferences.continual import Continual
+from rlhf_cli.rewards.scorer import Score, Scorer
+from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.training.outer import OuterLoop
+from rlhf_cli.training.optimizer import Optimizer, Schedule
+from rlhf_cli.training.policy import Critic, Generation, Policy, models
+from rlhf_cli.training.rollouts import TrainingPrompts
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Models, data, rewards and algorithm of one config."""
+
+    policy: Policy
+    reference: Any
+    critic: Critic | None
+    data: TrainingPrompts
+    test: PromptSet
+    reward: Scorer
+    gold: Score | None
+    """The judge that is not trained on."""
+    algo: Algorithm
+    outer: OuterLoop | None = None
+    """Of an iterative algorithm."""
+
+    @property
+    def compute(self) -> Compute:
+        return self.policy.compute
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Folders of a checkpoint to start from instead of the config's models; None: the config's."""
+
+    actor: str | None = None
+    critic: str | None = None
+    reference: str | None = None
+    reward_model: str | None = None
+
+    @staticmethod
+    def of(checkpoint: Path | None, config: Config) -> "Saved":
+        """Those that a checkpoint of this config holds."""
+        if checkpoint is None:
+            return Saved()
+        algo = config.algo
+        return Saved(
+            actor=str(checkpoint / "actor"),
+            critic=str(checkpoint / "critic") if algo.needs_critic else None,
+            reference=str(checkpoint / "reference") if algo.steps_per_iteration else None,
+            reward_model=str(checkpoint / "reward_model") if algo.retrain_epochs else None,
+        )
+
+
+NOTHING_SAVED = Saved()
+
+
+def make_experiment(
+    config: Config, notify: Callable[[str], None], *, saved: Saved = NOTHING_SAVED, learns: bool = True
+) -> Experiment:
+    """Load everything. `learns`: with a critic, which a policy that is only judged needs not; see `to_learn`."""
+    torch.manual_seed(config.seed)
+    where = compute(config.device, config.precision)
+    base = model_path(config.actor, config, notify)
+    reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
+    rows = prefixes(config, where, notify)
+    notify("loading models")
+    tokenizer = load_tokenizer(base)
+    actor = load_actor(saved.actor or base, device=where.device)
+    reference = load_actor(saved.reference or base, device=where.device, dtype=where.dtype).requires_grad_(False)
+    values = value_model(config, actor, base, where, notify, saved) if learns and config.algo.needs_critic else None
+    say_way(actor, notify)
+    for model in (actor, values):
+        if model is not None and config.optim.gradient_checkpointing:
+            checkpoint_activations(model)
+    generation = how_to_generate(config, actor, tokenizer)
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    train = PromptSet.make(rows["train"], template, tokenizer, pad_id=generation.pad_id)
+    test = PromptSet.make(balanced(rows["test"], config.val.prompts), template, tokenizer, pad_id=generation.pad_id)
+    check_fit(actor, [*train.ids, *test.ids], config.rollout.max_response_length)
+    policy = Policy(
+        model=actor,
+        tokenizer=tokenizer,
+        optimizer=None,
+        generation=generation,
+        compute=where,
+        micro_batch_size=config.optim.micro_batch_size,
+        memory=Memory(notify),
+        mix=pretraining(config, tokenizer, set(rows["test"]["review"])),
+    )
+    return Experiment(
+        policy=policy,
+        reference=reference,
+        critic=None if values is None else Critic(values, None),
+        data=TrainingPrompts(train, config.rollout.batch_size, config.algo.group_size, config.seed),
+        test=test,
+        reward=reward,
+        gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
+        algo=algorithm(config),
+        outer=outer_loop(config, continual(config, learned, where, notify)),
+    )
+
+
+def value_model(
+    config: Config, actor: Any, base: str, where: Compute, notify: Callable[[str], None], saved: Saved
+) -> Any:
+    """A value head on the actor's trunk, or on one of its own; its head is a checkpoint's, or starts at 0."""
+    if config.critic.name == "shared":
+        model: Any = SharedCritic(actor)
+    else:
+        model = load_critic(saved.critic or critic_path(config, base, notify), device=where.device)
+    if saved.critic:
+        restore_head(model, saved.critic)
+    return model
+
+
+def outer_loop(config: Config, continual: Continual | None) -> OuterLoop | None:
+    steps = config.algo.steps_per_iteration
+    return OuterLoop(steps, config.algo.group_size, continual) if steps else None
+
+
+def to_learn(experiment: Experiment, config: Config) -> Experiment:
+    """The experiment with optimizers, its models split over the processes where `shard` asks for it: all processes
+    must come here together."""
+    optim, policy, critic = config.optim, experiment.policy, experiment.critic
+    if config.shard:
+        for model in models(policy, critic, experiment.reference):
+            processes.shard(model, policy.compute.device)
+    head = critic.head_on_policy if critic else None
+    make = partial(
+        Optimizer,
+        schedule=Schedule(config.steps, optim.warmup_steps, optim.schedule),
+        weight_decay=optim.weight_decay,
+        max_grad_norm=optim.max_grad_norm,
+    )
+    also = list(head.parameters()) if head is not None else []
+    policy = replace(policy, optimizer=make(policy.model, lr=optim.actor_lr, also=also))
+    if critic is not None and head is None:
+        once = config.algo.minibatches == 1 and not optim.gradient_checkpointing
+        critic = Critic(critic.model, make(critic.model, lr=optim.critic_lr), one_minibatch=once)
+    return replace(experiment, policy=policy, critic=critic)
+
+
+def how_to_generate(config: Config, actor: Any, tokenizer: Any) -> Generation:
+    ends, rollout = eos_ids(actor, tokenizer), config.rollout
+    return Generation(
+        eos_ids=ends,
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0],
+        max_length=rollout.max_response_length,
+        temperature=rollout.temperature,
+        micro_batch_size=rollout.micro_batch_size,
+        seed=config.seed,
+        cuda_graphs=rollout.cuda_graphs,
+    )
+
+
+def say_way(policy: Any, notify: Callable[[str], None]) -> None:
+    """A line for a model that takes the plain way."""
+    if (way := way_of(policy)).decoder is None:
+        notify(f"the actor takes the {way}")
+    if learns_in_eval_mode(policy):
+        notify(
+            "its dropout cannot be switched off in train mode: it learns in eval mode, without gradient checkpointing"
+        )
