@@ -13,10 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts" / "benchmark"))
 def test_a_step_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
     import shapes
     import worker_rlhf
-    from rlhf_cli.training.state import make_state
 
     from rlhf_cli.engine import sample as sampling
-    from rlhf_cli.training import loop
 
     tiny = shapes.Shape((16, 1, 2, 2, 32, 64), (16, 1, 2, 32, 64), {}, {"ppo": 64, "grpo": 64})
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
@@ -26,9 +24,9 @@ def test_a_step_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     lengths = json.loads((folder / "work.json").read_text())["lengths"]["natural"]
     assert max(lengths) == shapes.RESPONSE
     assert sum(lengths) / len(lengths) == pytest.approx(shapes.RESPONSE / 3, rel=0.02)
-    lab = worker_rlhf.make_lab(folder, "tiny", algo, "fp32", 0, [])
+    made = worker_rlhf.make_experiment(folder, "tiny", algo, "fp32", 0, [])
     worker_rlhf.force(lengths, False)
-    metrics = loop.train_step(lab, make_state(lab.config, lab), 1)
+    metrics, _ = made.step(1)
     assert metrics["train/response_length"] == pytest.approx(sum(lengths) / len(lengths))
     assert metrics["train/eos_rate"] == 1
     assert metrics["train/logprob_mismatch"] < 1e-5

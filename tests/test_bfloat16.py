@@ -19,7 +19,7 @@ from rlhf_cli.engine.lm_head import token_logprobs
 from rlhf_cli.engine.packing import pack
 from rlhf_cli.engine.read import response_logprobs, response_values
 from rlhf_cli.rl.rollout import Prompts, Rollout
-from rlhf_cli.training.update import Learner
+from rlhf_cli.training.optimizer import Optimizer, Schedule
 
 BF16 = torch.autocast("cpu", torch.bfloat16)
 CONFIG = Qwen2Config(
@@ -100,10 +100,10 @@ def test_a_copy_follows_its_weight() -> None:
         assert is_current()
     layer.load_state_dict({"weight": torch.randn(8, 4), "bias": torch.zeros(8)})
     assert is_current()
-    learner = Learner(layer, learning_rate=0.1, weight_decay=0.0, max_grad_norm=1.0)
+    learner = Optimizer(layer, lr=0.1, schedule=Schedule(1))
     for parameter in learner.parameters:
         parameter.grad = torch.ones_like(parameter)
-    learner.step(1.0)  # the fused optimizer does not count it as a change
+    learner.step(1)  # the fused optimizer does not count it as a change
     assert is_current()
 
 

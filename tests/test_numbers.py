@@ -13,9 +13,9 @@ from test_training import numbers, train
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
-from rlhf_cli.runs import warnings as guards
+from rlhf_cli.runs import warnings
 from rlhf_cli.runs.status import read_status
-from rlhf_cli.training import loop, update
+from rlhf_cli.training import experience, rollouts, update
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -115,9 +115,9 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
 ) -> None:
     layout = ["optim.micro_batch_size=4", "rollout.micro_batch_size=8"]
     assert train(tmp_path / "a", *layout) == 0
-    for module in (loop, update):
+    for module in (experience, update):
         monkeypatch.setattr(module, "read", scarce(module.read, 2))
-    monkeypatch.setattr(loop, "sample", scarce(loop.sample, 4))
+    monkeypatch.setattr(rollouts, "sample", scarce(rollouts.sample, 4))
     capsys.readouterr()
     assert train(tmp_path / "b", *layout) == 0
     said = capsys.readouterr().out
@@ -130,15 +130,16 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
 def test_out_of_memory_in_the_middle_of_a_minibatch_starts_it_over(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = Bandit("algo=ppo"), Bandit("algo=ppo")
     expected = whole.step(1)
-    value_backward, calls = update._value_backward, []
+    value_term, calls = update.value_term, []
 
     def once(*args):
-        value_backward(*args)
+        loss = value_term(*args)
         calls.append(1)
-        if len(calls) == 2:  # the gradients of both models are there already
+        if len(calls) == 2:  # there are gradients already
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+        return loss
 
-    monkeypatch.setattr(update, "_value_backward", once)
+    monkeypatch.setattr(update, "value_term", once)
     assert cut.step(1) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     for a, b in zip(weights(whole), weights(cut), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -166,12 +167,12 @@ def test_target_kl_ends_the_epochs_early() -> None:
 
 
 def test_a_sign_of_decay_is_said_once_when_it_has_lasted() -> None:
-    watch, said = guards.Guards(), []
+    watch, said = warnings.Warnings(), []
     for step in range(100):
         dead = step < 50
         metrics = {"train/explained_variance": -0.1 if dead else 0.4, "train/eos_rate": 0.0, "train/score": 0.5}
-        said += watch.warnings(metrics | {"train/zero_variance_groups": 1.0 if step % 10 else 0.9})
+        said += watch.after(metrics | {"train/zero_variance_groups": 1.0 if step % 10 else 0.9})
     assert len(said) == 2
     assert "critic" in said[0] + said[1]
     assert "no response ends" in said[0] + said[1]
-    assert len(watch.warnings({"train/explained_variance": -1.0})) == 0
+    assert len(watch.after({"train/explained_variance": -1.0})) == 0

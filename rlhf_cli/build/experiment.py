@@ -24,10 +24,11 @@ from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, res
 from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.outer import OuterLoop
 from rlhf_cli.training.optimizer import Optimizer, Schedule
 from rlhf_cli.training.policy import Critic, Generation, Policy, models
-from rlhf_cli.training.rollouts import TrainingPrompts
+from rlhf_cli.training.rollouts import Rollouts, TrainingPrompts
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Experiment:
     @property
     def compute(self) -> Compute:
         return self.policy.compute
+
+    def step(self, step: int) -> tuple[dict[str, float], Rollouts]:
+        """`train_step` with what is here."""
+        return train_step(self.policy, self.reference, self.critic, self.data, self.reward, self.algo, step)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def sums(values: Iterable[float]) -> list[float]:
+def sums(values: Iterable[float | int]) -> list[float]:
     """The sums over processes, in float64."""
     return summed(torch.tensor(list(values), dtype=torch.float64)).tolist()
 

@@ -20,10 +20,9 @@ from rlhf_cli.runs.folder import check_record, first_line
 from rlhf_cli.runs.hacking_watch import HackingWatch, account
 from rlhf_cli.runs.nonfinite import report_nonfinite
 from rlhf_cli.runs.status import write_status
-from rlhf_cli.runs.warnings import Guards
+from rlhf_cli.runs.warnings import Warnings
 from rlhf_cli.tracking.trackers import Trackers, make_trackers
 from rlhf_cli.training.clock import clock
-from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.policy import zero_grad
 from rlhf_cli.training.validation import validate
 
@@ -38,7 +37,7 @@ class Session:
     """What is left to do; step 0 is the validation of the untrained actor."""
     best: Best
     watch: HackingWatch
-    guards: Guards
+    warnings: Warnings
     origin: dict[str, Any]
     """What a checkpoint remembers of where it was made."""
     alerted: bool
@@ -48,7 +47,7 @@ class Session:
         """Train, validate if it is time, log; returns the step's metrics."""
         say = self.trackers.message
         metrics = self.learn(step) if step else {}
-        for warning in self.guards.warnings(metrics):
+        for warning in self.warnings.after(metrics):
             say(warning)
         if self.validates(step):
             judged, rows = self.validate(step)
@@ -68,7 +67,7 @@ class Session:
         x = self.experiment
         try:
             with clock() as seconds:
-                metrics, rollouts = train_step(x.policy, x.reference, x.critic, x.data, x.reward, x.algo, step)
+                metrics, rollouts = x.step(step)
                 if x.outer:
                     metrics |= x.outer.after(step, x.policy.model, x.reference, rollouts.texts)
         except NonFinite as fault:
@@ -164,7 +163,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         steps=range(start + 1 if checkpoint else start, config.steps + 1),
         best=Best.of(config.checkpoint, saved.get("best")),
         watch=watch,
-        guards=Guards(),
+        warnings=Warnings(),
         origin=origin,
         alerted=watch.onset is not None,
     )

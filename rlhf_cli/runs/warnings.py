@@ -24,12 +24,12 @@ SIGNS = {
 
 
 @dataclass
-class Guards:
+class Warnings:
     """Counts for how many steps in a row each sign was there."""
 
     lasted: dict[str, int] = field(default_factory=dict)
 
-    def warnings(self, metrics: dict[str, float]) -> list[str]:
+    def after(self, metrics: dict[str, float]) -> list[str]:
         """What to say after this step: a sign that has now lasted long enough; again only after it was gone."""
         said = []
         for name in SIGNS.keys() & metrics.keys():

@@ -79,19 +79,16 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
-    from rlhf_cli.training.state import make_state
-
     from rlhf_cli.engine import read as forward
-    from rlhf_cli.training import loop
+    from rlhf_cli.training import loop, rollouts
 
-    lab = worker_rlhf.make_lab(folder, given.shape, given.algo, given.dtype, 0, [])
-    state = make_state(lab.config, lab)
+    made = worker_rlhf.make_experiment(folder, given.shape, given.algo, given.dtype, 0, [])
     worker_rlhf.force(json.loads((folder / "work.json").read_text())["lengths"]["fixed"], True)
     forward.KEEP_BYTES = {}  # all forward passes that are counted are the update's own
-    seconds: dict[str, list[float]] = {"update": [], "sample": []}
+    seconds: dict[str, list[float]] = {"optimize": [], "sample": []}
 
-    def timed(name: str) -> Callable[..., Any]:
-        inner = getattr(loop, name)
+    def timed(place: Any, name: str) -> Callable[..., Any]:
+        inner = getattr(place, name)
 
         def outer(*arguments: Any, **options: Any) -> Any:
             result: list[Any] = []
@@ -100,12 +97,12 @@ def main() -> None:
 
         return outer
 
-    for name in seconds:
-        setattr(loop, name, timed(name))
+    for place, name in ((loop, "optimize"), (rollouts, "sample")):
+        setattr(place, name, timed(place, name))
     for step in range(1, given.steps + 1):
-        loop.train_step(lab, state, step)
+        made.step(step)
     dtype = torch.bfloat16 if given.dtype == "bf16" else torch.float32
-    reached, peak = update_flop(given.shape, given.algo) / min(seconds["update"][1:]), product_peak(dtype)
+    reached, peak = update_flop(given.shape, given.algo) / min(seconds["optimize"][1:]), product_peak(dtype)
     print(f"update: {reached / 1e9:.0f} GFLOP/s, {reached / peak:.0%} of a matrix product's {peak / 1e9:.0f}")
     if GPU:
         reached, peak = rollout_bytes(given.shape, dtype.itemsize) / min(seconds["sample"][1:]), copy_peak()

@@ -25,10 +25,8 @@ AXES: dict[str, list[int]] = {
 
 def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     """CPU seconds of a step, and the seconds of its phases."""
-    from rlhf_cli.training.state import make_state
-
     from rlhf_cli.engine import sample as sampling
-    from rlhf_cli.training import loop
+    from rlhf_cli.training.clock import clock
 
     length = value if axis == "response length" else shapes.RESPONSE
     batch = value if axis == "batch" else shapes.SEQUENCES
@@ -39,16 +37,19 @@ def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     shapes.SHAPES[name] = replace(mini, actor=(*mini.actor[:-1], vocabulary), reward=(*mini.reward[:-1], vocabulary))
     folder = shapes.make(name, work / name)
     sizes = [f"rollout.batch_size={batch}", f"rollout.micro_batch_size={batch}", f"algo.group_size={group}"]
-    lab = worker_rlhf.make_lab(folder, name, "grpo", "fp32", 0, [*sizes, f"rollout.max_response_length={length}"])
-    state, before = make_state(lab.config, lab), (sampling.uniforms, sampling.draw)
+    made = worker_rlhf.make_experiment(
+        folder, name, "grpo", "fp32", 0, [*sizes, f"rollout.max_response_length={length}"]
+    )
+    before = sampling.uniforms, sampling.draw
     worker_rlhf.force([length] * batch, True)
-    seconds, metrics = [], {}
+    seconds, phases = [], {}
     for step in range(1, 4):
         start = time.process_time()
-        metrics = loop.train_step(lab, state, step)
+        with clock() as phases:
+            made.step(step)
         seconds.append(time.process_time() - start)
     sampling.uniforms, sampling.draw = before
-    return {"cpu": min(seconds[1:])} | {k[5:-2]: v for k, v in metrics.items() if k.startswith("time/")}
+    return {"cpu": min(seconds[1:])} | {k[5:-2]: v for k, v in phases.items()}
 
 
 def exponent(xs: list[int], ys: list[float]) -> float:

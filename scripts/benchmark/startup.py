@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 def main() -> None:
     from rlhf_cli.cli import dispatch
-    from rlhf_cli.training import judge
+    from rlhf_cli.training import validation
 
     def first(*_: Any, **__: Any) -> Any:
         print(f"imports of torch and Qwen2: {imported - begun:.1f} s")
         print(f"from there to the first rollout: {time.perf_counter() - imported:.1f} s")
         raise SystemExit(0)
 
-    judge.roll_out = first
+    validation.generate = first
     folder = tempfile.mkdtemp()
     dispatch(["train", "scale=mini", "tracking=none", f"hydra.run.dir={folder}/run", *sys.argv[1:]])
 

@@ -28,17 +28,13 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/rlhf_benchmark", type=Path)
     given = parser.parse_args()
     folder = shapes.make(given.shape, given.work / given.shape)
-    from rlhf_cli.training.state import make_state
 
-    from rlhf_cli.training import loop
-
-    lab = worker_rlhf.make_lab(folder, given.shape, given.algo, "fp32", 0, [])
-    state = make_state(lab.config, lab)
+    made = worker_rlhf.make_experiment(folder, given.shape, given.algo, "fp32", 0, [])
     lengths = json.loads((folder / "work.json").read_text())["lengths"][given.regime]
     worker_rlhf.force(lengths, given.regime == "fixed")
     every = max(1, given.steps // 10)
     for step in range(1, given.steps + 1):
-        loop.train_step(lab, state, step)
+        made.step(step)
         if step == 1 or step % every == 0:
             print(f"step {step}: {resident_mb():.0f} MB", flush=True)
 

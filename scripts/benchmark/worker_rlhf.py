@@ -26,12 +26,9 @@ def main() -> None:
 
     imported = time.perf_counter()
     talk = turns.Turns()
-    from rlhf_cli.training.state import make_state
+    from rlhf_cli.training.clock import clock
 
-    from rlhf_cli.training import loop
-
-    lab = make_lab(Path(given.folder), given.shape, given.algo, given.dtype, given.micro, given.overrides)
-    state = make_state(lab.config, lab)
+    made = make_experiment(Path(given.folder), given.shape, given.algo, given.dtype, given.micro, given.overrides)
     work = json.loads((Path(given.folder) / "work.json").read_text())
     force(work["lengths"][given.regime], given.regime == "fixed")
     talk.say(ready=time.perf_counter() - turns.STARTED, imports=imported - turns.STARTED)
@@ -39,12 +36,12 @@ def main() -> None:
     while True:
         talk.wait()
         step += 1
-        if given.profile and step == 3:
-            metrics = profiled(given.profile, lambda: loop.train_step(lab, state, 3))
-        else:
-            metrics = loop.train_step(lab, state, step)
-        seconds = {name: metrics[f"time/{name}_s"] for name in ("rollout", "score", "forward")}
-        talk.phases.update(seconds)
+        with clock() as seconds:
+            if given.profile and step == 3:
+                profiled(given.profile, lambda: made.step(3))
+            else:
+                made.step(step)
+        talk.phases.update({name: seconds[f"time/{name}_s"] for name in ("rollout", "score", "forward")})
         talk.done(sum(work["lengths"][given.regime]))
 
 
@@ -57,15 +54,18 @@ def profiled(out: Path, run: Any) -> Any:
     return result
 
 
-def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overrides: list[str]) -> Any:
-    """What `setup.make_lab` makes, from the benchmark's folders and without a data set."""
-    from rlhf_cli.build.experiment import Lab
+def make_experiment(folder: Path, shape: str, algo: str, dtype: str, micro: int, overrides: list[str]) -> Any:
+    """What `build.experiment` makes, from the benchmark's folders and without a data set."""
+    from rlhf_cli.build.algorithm import algorithm
+    from rlhf_cli.build.experiment import Experiment, to_learn
     from rlhf_cli.config.compose import plan
     from rlhf_cli.data.prompts import PromptSet
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_critic
     from rlhf_cli.rewards.classifier import Classifier
     from rlhf_cli.rewards.scorer import Scorer
+    from rlhf_cli.training.policy import Critic, Generation, Policy
+    from rlhf_cli.training.rollouts import TrainingPrompts
 
     config = plan(
         "train",
@@ -90,24 +90,35 @@ def make_lab(folder: Path, shape: str, algo: str, dtype: str, micro: int, overri
         multirun=False,
         config_dir=None,
     ).jobs[0]
-    where, words = compute(config), load_words(folder)
+    where, words = compute(config.device, config.precision), load_words(folder)
     classifier = Classifier(folder / "reward", device=where.device, batch_size=SEQUENCES, dtype=where.dtype)
     classifier.tokenizer, classifier.limit = load_words(folder), 512
     classifier.tokenizer.padding_side = "right"
     actor = load_actor(str(folder / "actor"), device=where.device)
+    values = load_critic(str(folder / "actor"), device=where.device) if config.algo.needs_critic else None
     prompts = json.loads((folder / "work.json").read_text())["prompts"][: SEQUENCES // config.algo.group_size]
-    return Lab(
-        config=config,
-        compute=where,
-        actor=actor,
-        tokenizer=words,
+    rows = PromptSet([words.decode(p) for p in prompts], ["neutral"] * len(prompts), prompts, PAD)
+    rollout = config.rollout
+    made = Experiment(
+        policy=Policy(
+            model=actor,
+            tokenizer=words,
+            optimizer=None,
+            generation=Generation(
+                (EOS,), PAD, max_length=rollout.max_response_length, micro_batch_size=rollout.micro_batch_size
+            ),
+            compute=where,
+            micro_batch_size=config.optim.micro_batch_size,
+        ),
         reference=load_actor(str(folder / "actor"), device=where.device, dtype=where.dtype).requires_grad_(False),
-        critic=load_critic(str(folder / "actor"), device=where.device) if config.algo.needs_critic else None,
-        scorer=Scorer({"roberta": lambda t: classifier.score(t.view("prefix_response"), "negative")}, {"roberta": 1.0}),
-        train=PromptSet([words.decode(p) for p in prompts], ["neutral"] * len(prompts), prompts, PAD),
+        critic=None if values is None else Critic(values, None),
+        data=TrainingPrompts(rows, rollout.batch_size, config.algo.group_size),
         test=PromptSet([], [], [], PAD),
-        eos=(EOS,),
+        reward=Scorer({"roberta": lambda t: classifier.score(t.view("prefix_response"), "negative")}, {"roberta": 1.0}),
+        gold=None,
+        algo=algorithm(config),
     )
+    return to_learn(made, config)
 
 
 def force(lengths: list[int], fixed: bool) -> None:
