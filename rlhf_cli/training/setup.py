@@ -10,7 +10,7 @@ import torch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_labels
-from rlhf_cli.data.prompts import PromptSet, Template
+from rlhf_cli.data.prompts import PromptSet, Template, response_texts
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.engine.dropout import learns_in_eval_mode
 from rlhf_cli.engine.gate import way_of
@@ -63,7 +63,7 @@ class Lab:
         return Texts(
             prefixes=[prompts.prefixes[i] for i in chosen],
             prompts=decode([prompts.ids[i] for i in chosen], skip_special_tokens=True),
-            responses=decode(tokens, skip_special_tokens=True),
+            responses=response_texts(self.tokenizer, [prompts.ids[i] for i in chosen], tokens),
             tokens=tokens,
         )
 
@@ -190,6 +190,8 @@ def make_lab(
                 checkpoint_activations(model)
     ends = eos_ids(policy, tokenizer)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    if template.fitted(tokenizer) is not template:
+        notify("the chat template has no system role: prompt.system stands at the start of the user turn")
     pad = pad_id(tokenizer, ends)
     test = balanced(rows["test"], config.val.prompts)
     train = PromptSet.make(rows["train"], template, tokenizer, pad_id=pad)
