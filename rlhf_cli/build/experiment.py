@@ -102,6 +102,8 @@ def make_experiment(
             checkpoint_activations(model)
     generation = how_to_generate(config, actor, tokenizer)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    if template.fitted(tokenizer) is not template:
+        notify("the chat template has no system role: prompt.system stands at the start of the user turn")
     train = PromptSet.make(rows["train"], template, tokenizer, pad_id=generation.pad_id)
     test = PromptSet.make(balanced(rows["test"], config.val.prompts), template, tokenizer, pad_id=generation.pad_id)
     check_fit(actor, [*train.ids, *test.ids], config.rollout.max_response_length)

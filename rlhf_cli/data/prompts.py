@@ -1,6 +1,6 @@
 """From prefixes to tokenised prompts: templates and batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,14 +21,64 @@ class Template:
     def ids(self, tokenizer: Any, prefix: str) -> list[int]:
         text = self.user.replace("{prefix}", prefix)
         if self.name == "plain":
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+            return with_bos(tokenizer, text)
+        return list(tokenizer(self._rendered(tokenizer, text), add_special_tokens=False)["input_ids"])
+
+    def fitted(self, tokenizer: Any) -> "Template":
+        """This template, or one with the system text in the user turn where the tokenizer's chat template has no
+        system role (Gemma's raises an error, others drop it)."""
+        from jinja2 import TemplateError
+
+        if self.name == "plain" or self.system is None:
+            return self
+        try:
+            kept = self.system in self._rendered(tokenizer, "x")
+        except TemplateError:
+            kept = False
+        return self if kept else replace(self, system=None, user=f"{self.system}\n\n{self.user}")
+
+    def _rendered(self, tokenizer: Any, text: str) -> str:
         if not tokenizer.chat_template:
             raise UserError("the actor's tokenizer has no chat template: use prompt=plain")
         messages = [{"role": "user", "content": text}]
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+def with_bos(tokenizer: Any, text: str) -> list[int]:
+    """The text's ids after what the tokenizer puts before a text (BOS, if anything), once; nothing after it."""
+    bare = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer(text)["input_ids"])
+    starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+    before = whole[: next(starts, 0)]
+    return bare if before and bare[: len(before)] == before else before + bare
+
+
+def response_texts(tokenizer: Any, prompts: list[list[int]], responses: list[list[int]]) -> list[str]:
+    """What responses say, with the space before their first word: sentencepiece tokenizers drop it from a text that
+    is decoded by itself, so there a response is decoded behind the end of its prompt."""
+    alone = tokenizer.batch_decode(responses, skip_special_tokens=True)
+    if not _drops_spaces(tokenizer):
+        return list(alone)
+    before = [prompt[-CONTEXT:] for prompt in prompts]
+    starts = tokenizer.batch_decode(before, skip_special_tokens=True)
+    together = [start + response for start, response in zip(before, responses, strict=True)]
+    wholes = tokenizer.batch_decode(together, skip_special_tokens=True)
+    return [
+        whole[len(start) :] if whole.startswith(start) else text
+        for whole, start, text in zip(wholes, starts, alone, strict=True)
+    ]
+
+
+CONTEXT = 8
+"""Tokens of a prompt before its response, for decoding."""
+
+
+def _drops_spaces(tokenizer: Any) -> bool:
+    ids = tokenizer("a film", add_special_tokens=False)["input_ids"]
+    whole, pieces = tokenizer.decode(ids), [tokenizer.decode(ids[:1]), tokenizer.decode(ids[1:])]
+    return bool(whole != "".join(pieces))
 
 
 @dataclass(frozen=True)
@@ -43,6 +93,7 @@ class PromptSet:
     @classmethod
     def make(cls, rows: Any, template: Template, tokenizer: Any, *, pad_id: int) -> "PromptSet":
         """`rows`: records with `prefix` and `class`."""
+        template = template.fitted(tokenizer)
         prefixes = [row["prefix"] for row in rows]
         ids = [template.ids(tokenizer, prefix) for prefix in prefixes]
         return cls(prefixes, [row["class"] for row in rows], ids, pad_id)

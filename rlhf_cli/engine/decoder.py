@@ -64,7 +64,7 @@ def _yarn(theta: float, size: int, given: dict[str, Any]) -> tuple[Tensor, float
     def dimension(rotations: float) -> float:
         return size * math.log(context / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = dimension(given.get("beta_fast") or 32), dimension(given.get("beta_slow") or 1)
+    low, high = dimension(float(given.get("beta_fast") or 32)), dimension(float(given.get("beta_slow") or 1))
     if given.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
@@ -197,7 +197,7 @@ def describe(config: Any, names: Iterable[str]) -> Decoder | str:
     if rope.get("partial_rotary_factor", 1.0) != 1.0 or rope.get("mscale") or rope.get("factor", 1.0) is None:
         return "a partial rotary embedding, or one of several scales, is not known"
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary = Rotary(rope.get("rope_type", "default"), rope["rope_theta"], size, tuple(sorted(rope.items())))
+    rotary = Rotary(rope.get("rope_type", "default"), float(rope["rope_theta"]), size, tuple(sorted(rope.items())))
     found = Decoder(
         prefix=prefix,
         layers=config.num_hidden_layers,
@@ -206,14 +206,14 @@ def describe(config: Any, names: Iterable[str]) -> Decoder | str:
         kv_heads=config.num_key_value_heads,
         head_size=size,
         intermediate=config.intermediate_size,
-        epsilon=config.rms_norm_eps,
+        epsilon=float(config.rms_norm_eps),
         norm_offset=1.0 if kind == "gemma" else 0.0,
         activation=activation,
         rotary=rotary,
         rotates=tuple(map(bool, getattr(config, "no_rope_layers", None) or [True] * config.num_hidden_layers)),
-        scale=config.attention_multiplier if kind == "granite" else size**-0.5,
+        scale=float(config.attention_multiplier) if kind == "granite" else size**-0.5,
         embedding_scale=_embedding_scale(config),
-        residual_scale=config.residual_multiplier if kind == "granite" else 1.0,
+        residual_scale=float(config.residual_multiplier) if kind == "granite" else 1.0,
         logit_scale=1 / config.logits_scaling if kind == "granite" else 1.0,
         window=window,
     )

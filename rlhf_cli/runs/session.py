@@ -163,7 +163,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         steps=range(start + 1 if checkpoint else start, config.steps + 1),
         best=Best.of(config.checkpoint, saved.get("best")),
         watch=watch,
-        warnings=Warnings(),
+        warnings=Warnings(precision="bf16" if experiment.compute.dtype.itemsize == 2 else "fp32"),
         origin=origin,
         alerted=watch.onset is not None,
     )

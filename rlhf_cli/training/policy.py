@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.data.prompts import PromptSet, response_texts
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, ValueModel
@@ -60,10 +60,11 @@ class Policy:
             [t for t in row[:length].tolist() if t not in ends]
             for row, length in zip(rollout.responses.cpu(), rollout.lengths.tolist(), strict=True)
         ]
+        asked = [prompts.ids[i] for i in chosen]
         return Texts(
             prefixes=[prompts.prefixes[i] for i in chosen],
-            prompts=self.decode([prompts.ids[i] for i in chosen]),
-            responses=self.decode(tokens),
+            prompts=self.decode(asked),
+            responses=response_texts(self.tokenizer, asked, tokens),
             tokens=tokens,
         )
 

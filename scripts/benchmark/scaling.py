@@ -42,7 +42,7 @@ def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     )
     before = sampling.uniforms, sampling.draw
     worker_rlhf.force([length] * batch, True)
-    seconds, phases = [], {}
+    seconds: list[float] = []
     for step in range(1, 4):
         start = time.process_time()
         with clock() as phases:
