@@ -19,7 +19,8 @@ def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.fl
     """A causal LM without dropout. Its generation_config is kept for saving and never used for rollouts."""
     from transformers import AutoModelForCausalLM
 
-    return _without_dropout(_model(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())).to(device)
+    model = _model(AutoModelForCausalLM, path, dtype=dtype, attn_implementation=register())
+    return _placed(_without_dropout(model), device)
 
 
 def load_critic(path: str, *, device: torch.device) -> Any:
@@ -31,7 +32,7 @@ def load_critic(path: str, *, device: torch.device) -> Any:
         critic = _model(kind, path, new=("score.",), dtype=torch.float32, num_labels=1, attn_implementation=attention)
     torch.nn.init.zeros_(critic.score.weight)
     torch.nn.init.zeros_(critic.score.bias)
-    return _without_dropout(critic).to(device)
+    return _placed(_without_dropout(critic), device)
 
 
 @contextmanager
@@ -55,7 +56,7 @@ def load_classifier(
 
     kind = AutoModelForSequenceClassification
     if labels is None:
-        return _model(kind, path, dtype=dtype).eval().to(device)
+        return _placed(_model(kind, path, dtype=dtype).eval(), device)
     with _no_warnings():
         model = _model(
             kind,
@@ -66,7 +67,7 @@ def load_classifier(
             problem_type="regression",
             ignore_mismatched_sizes=True,
         )
-    return model.eval().to(device)
+    return _placed(model.eval(), device)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -140,6 +141,23 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
+
+
+def _placed(model: Any, device: torch.device) -> Any:
+    """The model on the device, in memory of its own there."""
+    return own_memory(model) if device.type == "cpu" else model.to(device)
+
+
+def own_memory(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy every weight out of the file that it is mapped from, into memory that torch allocates: 64-byte aligned.
+
+    A mapped weight starts where the file's header happens to end, and on a CPU the last digits of a product depend on
+    how its factors are aligned: a checkpoint's header is not that of the model a run started from, so a resumed run
+    would not be the uninterrupted one. One weight at a time; tied weights stay tied; the file is let go of.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
+    return model
 
 
 def _without_dropout(model: Any) -> Any:
