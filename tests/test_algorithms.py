@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_alignment import unaligned
 from test_training import SMALL
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.miniatures.build import miniature
 from rlhf_cli.models.shared import SharedCritic
 from rlhf_cli.rl import forward
 from rlhf_cli.rl.controllers import DoublingKL
@@ -388,7 +390,8 @@ def run(folder: Path, *overrides: str) -> int:
 
 @pytest.mark.parametrize("algo", [a for a in ALGORITHMS if a not in ("ppo", "grpo")])
 def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
-    options = [f"algo={algo}", "rollout.batch_size=16"]
+    actor = unaligned(miniature("qwen_instruct", source="generated", cache_dir=cache), tmp_path / "actor")
+    options = [f"algo={algo}", "rollout.batch_size=16", f"actor.path={actor}"]
     if algo == "trpo":
         options += ["algo.cg_steps=2", "algo.line_search_steps=2", "optim.micro_batch_size=16"]
     if algo == "grpo_iterative":
