@@ -9,6 +9,8 @@ import torch
 
 from rlhf_cli.internals import hydra_private, torch_private, transformers_private, wandb_private
 
+pytestmark = pytest.mark.smoke  # the first to know when a library has moved
+
 PACKAGE = Path(transformers_private.__file__).parents[1]
 PRIVATE = re.compile(
     r"hydra\._internal|hydra\.core\.(override_parser|plugins|global_hydra)|torch\._[a-z]\w*|torch\.ops\.|\baten\.|"
