@@ -1,5 +1,6 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -9,6 +10,16 @@ from pydantic_core import PydanticCustomError
 Count = Field(ge=1)
 CountOrZero = Field(ge=0)
 Seed = Field(ge=0, lt=2**32)
+
+
+@dataclass(frozen=True)
+class Before:
+    """On a key that a release added: the value that means what runs did before it, `Annotated[int, Before(0)]`.
+
+    Runs whose saved config lacks the key go on with that value; a test asks for one on every key that is new.
+    """
+
+    value: Any
 
 
 class Section(BaseModel):
@@ -254,7 +265,7 @@ class Rollout(Section):
     temperature: float = Field(gt=0)
     max_response_length: int = Count
     micro_batch_size: int = Count
-    cuda_graphs: bool
+    cuda_graphs: Annotated[bool, Before(False)]
 
 
 class Optim(Section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.compose import difference
+from rlhf_cli.config.compose import changed
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.tracking.compose import Trackers, make_trackers
@@ -108,7 +108,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     state = make_state(config, lab)
     origin = {"environment": environment(lab), "prompts": fingerprint(lab), "config": config.model_dump(by_alias=True)}
     if trainer is not None:
-        _same_origin(saved, origin, notify)
+        _same_origin(saved, origin, config, notify)
         state.restore(trainer)
         notify(f"resumed at step {start} of {config.steps}")
     distributed.first(lambda: check_room(folder, lab, start=start))
@@ -182,11 +182,11 @@ def fingerprint(lab: Lab) -> str:
     return hashlib.sha256(json.dumps([lab.train.ids, lab.test.ids]).encode()).hexdigest()
 
 
-def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[str], None]) -> None:
+def _same_origin(saved: dict[str, Any], now: dict[str, Any], config: Config, notify: Callable[[str], None]) -> None:
     """Refuse a checkpoint of other prompts or of another config; say where another environment may change the last
     digits."""
-    if changed := difference(saved.get("config", now["config"]), now["config"]):
-        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+    if differs := changed(saved.get("config", now["config"]), config):
+        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differs.items())
         raise UserError(f"config.yaml is no longer that of the checkpoint:\n{listed}\nPut it back, or start a new run")
     if saved.get("prompts", now["prompts"]) != now["prompts"]:
         raise UserError(
