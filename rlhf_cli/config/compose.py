@@ -20,6 +20,7 @@ from rlhf_cli.config.schema import (
     CompareConfig,
     Config,
     EvalConfig,
+    ModelsConfig,
     ProbeConfig,
     ReportConfig,
     RewardTrainConfig,
@@ -190,6 +191,7 @@ def schema_of(command: str) -> type[Section]:
         "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
         "probe": ProbeConfig,
+        "models": ModelsConfig,
     }
     return schemas.get(command, Config)
 

@@ -452,6 +452,21 @@ class ProbeConfig(Config):
     probe: Probe
 
 
+class ModelsConfig(Config):
+    """`rlhf models`."""
+
+    rebuild: bool
+    out: str | None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.out and not self.rebuild:
+            raise ValueError(f"out={self.out} is where rebuild=true puts the miniatures: add rebuild=true")
+        if self.rebuild and self.scale != "mini":
+            raise ValueError("rebuild=true makes the miniatures: add scale=mini")
+        return self
+
+
 class ReportConfig(Section):
     """`rlhf report`: it reads folders and trains nothing."""
 
