@@ -82,7 +82,7 @@ class Bfloat16Seen(TorchDispatchMode):
 
 
 def test_nothing_is_in_bfloat16_on_the_cpu_unless_asked_for(cache: Path, tmp_path: Path) -> None:
-    tiny = Recipe(reviews=60, held_out=5, base_steps=2, instruct_steps=2, classifier_steps=2, batch=4, width=64)
+    tiny = Recipe(reviews=60, held_out=5, base_steps=2, instruct_steps=2, classifier_steps=2, batch=4, width=128)
     with Bfloat16Seen() as watch:
         for name in MINIATURES:
             miniature(name, source="generated", cache_dir=tmp_path, recipe=tiny)
@@ -97,7 +97,7 @@ def test_nothing_is_in_bfloat16_on_the_cpu_unless_asked_for(cache: Path, tmp_pat
 def test_they_are_made_anew_on_request(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tiny = Recipe(reviews=60, held_out=5, base_steps=2, instruct_steps=2, classifier_steps=2, batch=4, width=64)
+    tiny = Recipe(reviews=60, held_out=5, base_steps=2, instruct_steps=2, classifier_steps=2, batch=4, width=128)
     monkeypatch.setattr(build, "LONG", tiny)
     assert dispatch(["models", "scale=mini", "rebuild=true", f"out={tmp_path / 'anew'}"]) == 0
     told = capsys.readouterr().out

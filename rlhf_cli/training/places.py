@@ -18,7 +18,7 @@ CLASSIFIERS = {
 
 
 def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
-    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (shipped, or built if missing)."""
+    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (shipped, or built)."""
     if model.path:
         return str(model.path)
     if config.scale == "full":
