@@ -1,19 +1,50 @@
-# make demo: set up and run the main job. make test: set up and run the tests. make study: every part of the study and
-# its page (make study study=whole: three seeds everywhere). Each does all it needs.
+# make demo: set up and run the main job. make test: set up and run the tests. make test-fast: those to run while
+# editing. make test-oldest, make test-newest: the main commands on the oldest and on the newest versions of the libraries
+# that pyproject.toml admits. make study: every part of the study and its page (make study study=whole: three seeds
+# everywhere). Each does all it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_ARGS ?=
+# What constraints.txt pins and test-newest installs. Not the newest: its Linux builds come with 5 GB of CUDA libraries.
+TORCH ?= 2.13.0
 study ?= quick
 scale ?= auto
 
-.PHONY: demo test study lint clean
+PYTEST := python -m pytest
+SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
+# rl/, config/ and data/, where nothing is trained but models of a few thousand weights: what to run while editing.
+FAST := $(foreach part,rl_math gradients properties rollout vectors errata data_* cli internals versions,\
+	tests/test_$(part).py)
+
+.PHONY: demo test test-fast test-oldest test-newest constraints study lint clean
 demo: $(STAMP)
 	$(BIN)/rlhf train reward=roberta_large data=short_prefix scale=mini tracking=offline
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+	$(BIN)/$(PYTEST) $(SHARED_OUT)
+
+test-fast: $(STAMP)
+	$(BIN)/$(PYTEST) $(SHARED_OUT) $(FAST)
+
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/$(PYTEST) -m smoke
+	.venv-oldest/bin/python scripts/versions.py installed
+
+# Asks the index each time: what is newest changes without us.
+test-newest:
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install -q $(PIP_ARGS) --upgrade --upgrade-strategy eager torch==$(TORCH) -e '.[test]'
+	.venv-newest/bin/$(PYTEST) -m smoke
+	.venv-newest/bin/python scripts/versions.py installed
+
+# The newest versions within the bounds; commit them when `make test` has passed with them.
+constraints:
+	$(PYTHON) -m venv --clear .venv-constraints
+	.venv-constraints/bin/python -m pip install -q $(PIP_ARGS) torch==$(TORCH) '.[test,dev]'
+	.venv-constraints/bin/python scripts/versions.py freeze > constraints.txt
+	rm -rf .venv-constraints
 
 study: $(STAMP)
 	$(BIN)/python scripts/study.py study=$(study) scale=$(scale)
@@ -23,10 +54,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q $(PIP_ARGS) -e '.[test,dev]'
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[test,dev]'
 	touch $(STAMP)
 
+.venv-oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(PYTHON) scripts/versions.py lowest > .venv-oldest/lowest.txt
+	.venv-oldest/bin/python -m pip install -q $(PIP_ARGS) -r .venv-oldest/lowest.txt -e .
+	touch $@
+
 clean:
-	rm -rf $(VENV) outputs/2* .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-* outputs/2* .pytest_cache .ruff_cache .mypy_cache

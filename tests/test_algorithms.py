@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_alignment import unaligned
 from test_training import SMALL
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -19,6 +20,7 @@ from rlhf_cli.engine import read as forward
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.sample import sample
 from rlhf_cli.engine.value_head import SharedCritic, ValueModel
+from rlhf_cli.miniatures.build import miniature
 from rlhf_cli.rewards.scorer import Scorer, Texts
 from rlhf_cli.rl.controllers import DoublingKL, FixedKL
 from rlhf_cli.rl.divergences import full_kl
@@ -404,7 +406,8 @@ def run(folder: Path, *overrides: str) -> int:
 
 @pytest.mark.parametrize("algo", [a for a in ALGORITHMS if a not in ("ppo", "grpo")])
 def test_trains_and_resumes(cache, tmp_path: Path, algo: str) -> None:
-    options = [f"algo={algo}", "rollout.batch_size=16"]
+    actor = unaligned(miniature("qwen_instruct", source="generated", cache_dir=cache), tmp_path / "actor")
+    options = [f"algo={algo}", "rollout.batch_size=16", f"actor.path={actor}"]
     if algo == "trpo":
         options += ["algo.cg_steps=2", "algo.line_search_steps=2", "optim.micro_batch_size=16"]
     if algo == "grpo_iterative":

@@ -159,7 +159,8 @@ def test_a_dead_process_ends_the_job_under_torchrun(
     (tmp_path / "blow.py").write_text(REWARD)
     environment = os.environ | {"BLOW": "SIGKILL", "PYTHONPATH": os.pathsep.join([str(tmp_path), str(CONF.parent)])}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    options = ["reward=python", "reward.fn=blow:fn", f"actor.path={actor}", f"hydra.run.dir={tmp_path / 'run'}"]
+    models = [f"actor.path={actor}", "critic=qwen_instruct"]  # the critic follows: nothing is built in there
+    options = ["reward=python", "reward.fn=blow:fn", *models, f"hydra.run.dir={tmp_path / 'run'}"]
     done = subprocess.run(
         [*torchrun, "-m", "rlhf_cli", "train", *SMALL, *options],
         env=environment,
@@ -169,7 +170,9 @@ def test_a_dead_process_ends_the_job_under_torchrun(
     )
     assert done.returncode == 1
     assert read_status(tmp_path / "run")["state"] == "failed"
-    assert done.stdout.count("validation at 0") == 1
+    assert done.stdout.count("validation at 0") <= 1  # said once, if torchrun handed it on
+    # its third call is in step 2, to which nobody comes before the first process has recorded step 1
+    assert [row["step"] for row in numbers(tmp_path / "run")] == [0, 1]
 
 
 def test_alone_nothing_happens() -> None:

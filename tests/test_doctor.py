@@ -8,6 +8,7 @@ import torch
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands import doctor
 from rlhf_cli.config.compose import plan
+from rlhf_cli.engine.device import Compute
 
 
 def findings(*overrides: str) -> dict[str, doctor.Finding]:
@@ -39,18 +40,66 @@ def test_at_full_scale_the_models_must_be_here_or_within_reach() -> None:
     assert repo.fix == "hf download Qwen/Qwen2.5-0.5B-Instruct"
 
 
-def test_a_full_disk_and_an_old_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["torch>=99", "no-such-package"])
-    found = findings()
-    assert found["disk: outputs"].state == "fix"
-    assert found["torch"].fix == 'pip install "torch>=99"'
+    assert findings()["disk: outputs"].state == "fix"
+
+
+def test_versions_that_were_not_tested_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = ["torch>=99,<100", "pydantic<2", "no-such-package", "rich>=13", 'wandb>=99; extra == "other"']
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: needed)
+    found = {finding.what: finding for finding in doctor.packages()}
+    installed = doctor.installed("torch").removeprefix("torch ")
+    untested = f"{installed} is installed, which was not tested with rlhf; tested: 99 and later, below 100"
+    assert found["torch"] == doctor.Finding("torch", untested, "fix", 'pip install "torch<100,>=99"')
+    assert found["pydantic"].seen.endswith("tested: below 2")
     assert found["no-such-package"].seen == "not installed"
+    assert found["packages"].seen == f"within what was tested: {doctor.installed('rich')}"
+    assert "wandb" not in found
+
+
+def test_the_installed_versions_are_the_tested_ones() -> None:
+    assert {finding.what: finding.state for finding in doctor.packages()} == {"packages": "ok"}
 
 
 def test_the_training_step_trains() -> None:
     assert findings()["a training step"].seen.startswith("works")
+
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+
+
+def test_a_step_that_a_library_fails_names_the_library_and_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "one_step", lambda *_: torch.nn.Linear(2, 2).load_state_dict({}))
+    found = findings("device=cpu")["a training step"]
+    torch_here, transformers_here = map(doctor.installed, doctor.ENGINE)
+    assert found.seen.startswith(
+        "RuntimeError: Error(s) in loading state_dict for Linear: [raised in torch.nn.modules."
+    )
+    assert f", {torch_here}] with {torch_here}, {transformers_here}" in found.seen
+    assert "device=cpu" not in found.fix
+    assert found.fix == "these versions were tested: report this line as a fault of rlhf"
+    monkeypatch.setattr("importlib.metadata.requires", lambda _: ["torch>=99", "transformers>=5"])
+    assert findings("device=cpu")["a training step"].fix == 'pip install "torch>=99"'
+
+
+def test_a_step_that_we_fail_names_the_library_that_called_us() -> None:
+    def ours(epoch: int) -> float:
+        raise AttributeError("'Layer' object has no attribute 'store'\nmore")
+
+    with pytest.raises(AttributeError) as caught:
+        torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD([torch.zeros(1)]), ours)
+    found = doctor.failed_step(caught.value, CPU)
+    assert found.seen.startswith("AttributeError: 'Layer' object has no attribute 'store' [raised in test_doctor:")
+    assert ", called from torch.optim.lr_scheduler:" in found.seen
+    assert found.seen.count(doctor.installed("torch")) == 2
+
+
+def test_a_failed_step_is_tried_on_plainer_ground_where_there_is_any() -> None:
+    assert doctor.remedy(Compute(torch.device("cuda"), torch.bfloat16)) == "try device=cpu precision=fp32"
+    assert doctor.remedy(Compute(torch.device("cpu"), torch.bfloat16)) == "try precision=fp32"
+    assert doctor.remedy(CPU).startswith("these versions were tested")
 
 
 def test_the_precision_that_is_faster_here_is_named() -> None:

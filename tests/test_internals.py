@@ -11,6 +11,8 @@ from torch.nn import functional
 from rlhf_cli.engine import plain
 from rlhf_cli.internals import hydra_private, torch_private, wandb_private
 
+pytestmark = pytest.mark.smoke  # the first to know when a library has moved
+
 PACKAGE = Path(torch_private.__file__).parents[1]
 PRIVATE = re.compile(
     r"hydra\._internal|hydra\.core\.(override_parser|plugins|global_hydra)|torch\._[a-z]\w*|torch\.ops\.|\baten\.|"

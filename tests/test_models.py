@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers.compare import CPU, alone, differences, draw, gap, plainly, reload_difference
 from helpers.tiny_models import make, tokenizer
-from rlhf_cli.training.guards import Guards
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel, Qwen2ForTokenClassification, T5Config, T5ForConditionalGeneration
 
@@ -19,6 +18,7 @@ from rlhf_cli.engine import dropout, gate
 from rlhf_cli.engine.decoder import Decoder, describe, named_weights
 from rlhf_cli.engine.load import load_actor, load_critic, load_tokenizer
 from rlhf_cli.engine.read import read
+from rlhf_cli.runs.warnings import Warnings
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 FAST = ["qwen2, window of 8", "qwen2, yarn", "qwen3", "llama 3 rotary", "llama, biases", "smollm3", "gemma", "granite"]
@@ -191,11 +191,11 @@ def test_sentencepiece_keeps_the_space_before_a_response() -> None:
 
 
 def test_a_mismatch_is_said_once() -> None:
-    watch = Guards()
-    assert watch.warnings({"train/logprob_mismatch": 0.009}) == []
-    assert "rlhf doctor" in watch.warnings({"train/logprob_mismatch": 0.02})[0]
-    assert watch.warnings({"train/logprob_mismatch": 0.5}) == []
-    assert Guards(precision="bf16").warnings({"train/logprob_mismatch": 0.15}) == []
+    watch = Warnings()
+    assert watch.after({"train/logprob_mismatch": 0.009}) == []
+    assert "rlhf doctor" in watch.after({"train/logprob_mismatch": 0.02})[0]
+    assert watch.after({"train/logprob_mismatch": 0.5}) == []
+    assert Warnings(precision="bf16").after({"train/logprob_mismatch": 0.15}) == []
 
 
 def test_reading_finds_the_way_of_a_model_that_was_not_loaded_here(tmp_path: Path, tokens: Any) -> None:

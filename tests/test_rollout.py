@@ -174,34 +174,46 @@ def in_groups(given: Prompts, size: int) -> Prompts:
     return replace(repeated, index=torch.arange(len(repeated)))
 
 
+def norm_in_any_precision(self: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
+    """Qwen2RMSNorm.forward, which casts to float32 by itself."""
+    return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+
+def rounding(expected: torch.Tensor, terms: int) -> float:
+    """How far two orders of the same sums may be apart: each of so many additions rounds by half an ε of what is summed
+    up (Higham 2002, sec. 4.2), and that on both sides."""
+    return terms * torch.finfo(expected.dtype).eps * float(expected.detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_packed_forward_is_the_padded_one_with_gradient(
-    model: Qwen2ForCausalLM, packing_model: Qwen2ForCausalLM
+    model: Qwen2ForCausalLM, packing_model: Qwen2ForCausalLM, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm_in_any_precision)
     rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 3))
+    padded, packing = (copy.deepcopy(m).to(dtype) for m in (model, packing_model))
     shuffled = rollout.select(torch.randperm(12, generator=torch.Generator().manual_seed(0)))
     one_token = replace(rollout, lengths=torch.ones_like(rollout.lengths))
+    widths = CONFIG.hidden_size + CONFIG.intermediate_size + CONFIG.vocab_size
     for case in (rollout, shuffled, shuffled.select(slice(0, 5)), one_token):
-        plain, packed = (response_logprobs(m, case, temperature=0.9) for m in (model, packing_model))
+        plain, packed = (response_logprobs(m, case, temperature=0.9) for m in (padded, packing))
         for one, other in zip(packed, plain, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            torch.testing.assert_close(one, other, atol=rounding(other, widths), rtol=0)
         weights = torch.randn(plain[0].shape, generator=torch.Generator().manual_seed(1))
         had, wanted = (
             torch.autograd.grad((values[0] * weights).sum(), list(m.parameters()))
-            for m, values in ((packing_model, packed), (model, plain))
+            for m, values in ((packing, packed), (padded, plain))
         )
+        tokens = int((case.prompt_lengths + case.lengths).sum())
         for one, other in zip(had, wanted, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(one, other, atol=rounding(other, widths + tokens), rtol=0)
 
 
 def test_the_fast_way_computes_what_transformers_does_with_gradient(
     model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In float64, where no wrong formula hides behind rounding; inside `differentiable_twice` too."""
-
-    def norm(self: Qwen2RMSNorm, x: torch.Tensor) -> torch.Tensor:
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-
-    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm)  # its own casts to float32
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", norm_in_any_precision)
     plain = copy.deepcopy(model).double().requires_grad_(True)
     quick = by_the_fast_way(plain)
     rollout = roll(model, in_groups(prompts([3, 7, 5, 1], 9), 3))

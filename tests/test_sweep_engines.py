@@ -46,13 +46,13 @@ def actor(cache: Path) -> Path:
 
 
 @pytest.fixture
-def sweep(actor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def sweep(cache: Path, actor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "watched.py").write_text(REWARD)
     monkeypatch.syspath_prepend(str(tmp_path))
     for name, value in {
         "PYTHONPATH": os.pathsep.join([str(tmp_path), str(CONF.parent), os.environ.get("PYTHONPATH", "")]),
         "WATCH": str(tmp_path),
-        "RLHF_CACHE": str(actor.parent),
+        "RLHF_CACHE": str(cache),
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -18,7 +18,7 @@ CLASSIFIERS = {
 
 
 def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
-    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (built if missing)."""
+    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (shipped, or built)."""
     if model.path:
         return str(model.path)
     if config.scale == "full":
@@ -32,10 +32,16 @@ def critic_path(config: Config, actor: str, notify: Callable[[str], None]) -> st
     return actor if follows else model_path(config.critic, config, notify)
 
 
+def source_of_miniatures(config: Config) -> str:
+    """The reviews that the miniatures know."""
+    return "generated" if config.data.source == "imdb" else config.data.source
+
+
 def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> str:
+    """The miniature's folder: shipped, or built from the reviews of data.source."""
     from rlhf_cli.miniatures.build import miniature
 
-    source = "generated" if config.data.source == "imdb" else config.data.source
+    source = source_of_miniatures(config)
     with kept_in(config.cache_dir) as cache:
         return str(miniature(name, source=source, cache_dir=cache, seed=MINIATURE_SEED, notify=notify))
 

@@ -4,9 +4,11 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from omegaconf import DictConfig
@@ -51,20 +53,14 @@ def examine(config: Any) -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Each dependency's version against what pyproject.toml asks for."""
-    from importlib.metadata import PackageNotFoundError, requires, version
+    """Each dependency's version against what was tested: pyproject.toml's bounds."""
+    from importlib.metadata import PackageNotFoundError, version
 
-    from packaging.requirements import Requirement
-
-    try:
-        wanted = [Requirement(text) for text in requires("rlhf") or []]
-    except PackageNotFoundError:
+    needed, good = dependencies(), []
+    if not needed:
         yield Finding("packages", "rlhf is not installed here", "note", "pip install .")
         return
-    good = []
-    for need in wanted:
-        if need.marker and not need.marker.evaluate({"extra": ""}):
-            continue
+    for need in needed:
         try:
             found = version(need.name)
         except PackageNotFoundError:
@@ -73,8 +69,29 @@ def packages() -> Iterator[Finding]:
         if need.specifier.contains(found, prereleases=True):
             good.append(f"{need.name} {found}")
         else:
-            yield Finding(need.name, found, "fix", f'pip install "{need}"')
-    yield Finding("packages", ", ".join(good))
+            seen = f"{found} is installed, which was not tested with rlhf; tested: {spoken(need.specifier)}"
+            yield Finding(need.name, seen, "fix", f'pip install "{need}"')
+    yield Finding("packages", f"within what was tested: {', '.join(good)}")
+
+
+def dependencies() -> list[Any]:
+    """Of the installed rlhf, without its extras' (packaging.requirements.Requirement); none if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(text) for text in requires("rlhf") or []]
+    except PackageNotFoundError:
+        return []
+    return [need for need in wanted if not need.marker or need.marker.evaluate({"extra": ""})]
+
+
+def spoken(specifier: Any) -> str:
+    """`>=5.22,<5.25` as "5.22 and later, below 5.25"."""
+    words = {">=": "{} and later", "<": "below {}"}
+    bounds = sorted(specifier, key=lambda bound: bound.operator != ">=")
+    return ", ".join(words.get(bound.operator, bound.operator + " {}").format(bound.version) for bound in bounds)
 
 
 def devices(config: Any) -> Iterator[Finding]:
@@ -115,14 +132,15 @@ def matrix_unit(dtype: Any, gain: float) -> Finding:
     return Finding("matrix unit", seen)
 
 
-def bfloat16_gain(tries: int = 10) -> float:
-    """Of a layer-sized product on the CPU, in this process's threads."""
+def bfloat16_gain(budget: float = 0.2) -> float:
+    """Of a layer-sized product on the CPU, in this process's threads; a CPU without a unit for bfloat16 takes a second
+    for one, so at most `budget` seconds and two products go into each dtype."""
     import torch
 
     def seconds(dtype: torch.dtype) -> float:
         a, b = (torch.ones(n, 512, dtype=dtype) for n in (512, 1024))
-        found = []
-        for _ in range(tries + 1):
+        found: list[float] = []
+        while len(found) < 2 or sum(found) < budget:
             begin = time.perf_counter()
             torch.mm(a, b.T)
             found.append(time.perf_counter() - begin)
@@ -194,25 +212,25 @@ def wandb(config: Any) -> Finding:
 def caches(config: Any) -> Finding:
     """What is kept, so that nobody wonders what the first run waits for."""
     home = Path(config.cache_dir).expanduser()
-    built = sorted({path.parent.name for path in home.glob("miniatures/*/*/quality.json")})
+    built = len(list(home.glob("miniatures/*/*/quality.json")))
     sets = len(list(home.glob("prefixes/*")))
-    seen = f"{home}: miniatures {', '.join(built) or 'none'}; {sets} prefix data sets"
-    if config.scale == "mini" and len(built) < 4:
-        return Finding("caches", seen, "note", "the first run builds the rest, in about two minutes: rlhf models")
-    return Finding("caches", seen)
+    return Finding("caches", f"{home}: {built} miniatures built from other reviews, {sets} prefix data sets")
 
 
 def training_step(config: Any) -> Finding:
     """Whether one works on the config's device."""
+    from rlhf_cli.config.errors import UserError
     from rlhf_cli.engine.device import compute
 
     begin = time.monotonic()
     try:
         where = compute(config.device, config.precision)
+    except UserError as error:
+        return Finding("a training step", str(error), "fix", "device=auto")
+    try:
         one_step(config, where)
     except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        return Finding("a training step", f"{type(error).__name__}: {lines[0]}", "fix", "try device=cpu precision=fp32")
+        return failed_step(error, where)
     return Finding("a training step", f"works, {time.monotonic() - begin:.1f} s on {where.device}")
 
 
@@ -249,6 +267,70 @@ class Numbers:
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
         return [" ".join(map(str, row)) for row in rows]
+
+
+def failed_step(error: Exception, where: Any) -> Finding:
+    """What failed, whose code raised it, and the versions of the two libraries that models stand on."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    versions = ", ".join(installed(name) for name in ENGINE)
+    seen = f"{type(error).__name__}: {message} [{raised_in(error)}] with {versions}"
+    return Finding("a training step", seen, "fix", remedy(where))
+
+
+ENGINE = ("torch", "transformers")
+
+
+def raised_in(error: Exception) -> str:
+    """The place of the deepest frame; where that is our own code or Python's, also the library whose code called it."""
+    frames = [(frame.f_globals.get("__name__", "?"), line) for frame, line in walk_tb(error.__traceback__)]
+    module, line = frames[-1]
+    place = f"raised in {module}:{line}"
+    if library(module):
+        return f"{place}, {installed(library(module))}"
+    callers = [(module, line) for module, line in frames if library(module) and module not in PLUMBING]
+    if not callers:
+        return place
+    module, line = callers[-1]
+    return f"{place}, called from {module}:{line}, {installed(library(module))}"
+
+
+PLUMBING = ("torch.nn.modules.module", "torch.utils._contextlib")
+"""They stand between any two calls of a model and say nothing about whose fault it is."""
+
+
+def library(module: str) -> str:
+    """The distribution that a module comes from; "" for our own and for Python's."""
+    owners = distributions().get(module.partition(".")[0], [])
+    return next((owner for owner in owners if owner != "rlhf"), "")
+
+
+@cache
+def distributions() -> Mapping[str, list[str]]:
+    """Those that a top-level module comes from. Reads every file list, so once."""
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
+
+
+def installed(name: str) -> str:
+    from importlib.metadata import version
+
+    return f"{name} {version(name)}"
+
+
+def remedy(where: Any) -> str:
+    """What to type after a step failed: the tested versions if these are not, then what is not the plainest way."""
+    from importlib.metadata import version
+
+    needed = [need for need in dependencies() if need.name in ENGINE]
+    untested = [need for need in needed if not need.specifier.contains(version(need.name), prereleases=True)]
+    if untested:
+        return "pip install " + " ".join(f'"{need}"' for need in untested)
+    if where.device.type != "cpu":
+        return "try device=cpu precision=fp32"
+    if str(where.dtype) != "torch.float32":
+        return "try precision=fp32"
+    return "these versions were tested: report this line as a fault of rlhf"
 
 
 def show(findings: list[Finding]) -> None:

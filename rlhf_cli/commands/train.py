@@ -13,7 +13,8 @@ def run(cfg: DictConfig) -> float | None:
     from rlhf_cli.config.compose import settle
 
     hydra = HydraConfig.get()
-    config = settle("train", cfg, list(hydra.overrides.task))
+    folder = Path(hydra.runtime.output_dir)
+    config = settle("train", cfg, list(hydra.overrides.task), folder=folder)
     sweeping = hydra.mode == RunMode.MULTIRUN
     from rlhf_cli.runs.folder import last_metrics
     from rlhf_cli.runs.run import train
@@ -21,7 +22,6 @@ def run(cfg: DictConfig) -> float | None:
     typed = [o for o in hydra.overrides.task if o.startswith("critic") and o != "critic=none"]
     if typed and not config.algo.needs_critic:
         print(f"{' '.join(typed)} is not used: the advantages of algo={config.algo.name} need no critic", flush=True)
-    folder = Path(hydra.runtime.output_dir)
     metrics = train(
         config,
         folder,

@@ -14,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
+from rlhf_cli.config.older import as_before, made_before, marks, written
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.config.schema import (
     CompareConfig,
     Config,
     EvalConfig,
+    ModelsConfig,
     ProbeConfig,
     ReportConfig,
     RewardTrainConfig,
@@ -157,14 +159,31 @@ def _expand(config: DictConfig, key: str) -> str:
     return str(OmegaConf.select(config, key))
 
 
-def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
-    """The checked config of one job: composed, or a saved run's with what was typed on top."""
+def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: Path | None = None) -> Any:
+    """The checked config of one job: composed, or a saved run's with what was typed on top.
+
+    `folder`: of the training run that begins now; it says what an older release's run takes for keys that it lacks.
+    """
     plain = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     values: dict[str, Any] = OmegaConf.to_container(plain, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     missing = sorted(OmegaConf.missing_keys(plain))
     if missing:
         fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
         raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
+    schema = schema_of(command)
+    validate(values, schema)
+    if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
+        values = _judged(values, overrides)
+    elif command == "train" and values["resume"] == "auto":
+        if folder and (folder / "config.yaml").is_file():
+            values = _gone_on(folder, values, overrides, aloud=True)
+    elif command == "train" and values["resume"]:
+        values = _gone_on(Path(values["resume"]), values, overrides, aloud=folder is not None)
+    return validate(values, schema)
+
+
+def schema_of(command: str) -> type[Section]:
+    """What the configs of a command must pass."""
     schemas: dict[str, type[Section]] = {
         "report": ReportConfig,
         "eval": EvalConfig,
@@ -172,20 +191,44 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
         "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
         "probe": ProbeConfig,
+        "models": ModelsConfig,
     }
-    schema = schemas.get(command, Config)
-    validate(values, schema)
-    if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
-        folder = run_folder(values["checkpoint"])
-        saved = saved_config(folder)
-        saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
-        saved.pop("resume", None)
-        if not values["trust_config"]:
-            _refuse_code(folder, saved, overrides)
-        return validate(_onto(saved, values, overrides), schema)
-    if command == "train" and values["resume"] not in (None, "auto"):
-        return validate(_resumed(saved_config(Path(values["resume"])), values, overrides), schema)
-    return validate(values, schema)
+    return schemas.get(command, Config)
+
+
+def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The config of the run whose checkpoint is named, with what was typed on top."""
+    folder = run_folder(values["checkpoint"])
+    saved = as_before(saved_config(folder), Config, {})
+    saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
+    saved.pop("resume", None)
+    if not values["trust_config"]:
+        _refuse_code(folder, saved, overrides)
+    return _onto(saved, values, overrides)
+
+
+def _gone_on(run: Path, values: dict[str, Any], overrides: list[str], *, aloud: bool) -> dict[str, Any]:
+    """What a run goes on with: its saved config (resume=auto: the composed one), where the keys that the saved one
+    lacks, or took from before, are as before unless they were typed. Choosing an option types none of its new keys."""
+    saved = saved_config(run)
+    typed = {key for key in _names(overrides) if not (CONF / key).is_dir()}
+    old = as_before(saved, Config, nested(_without(values, typed)))
+    filled = _without(added(saved, old), typed)
+    gone = added(old, saved)
+    if aloud and filled:
+        print(made_before("run", filled), flush=True)
+    if aloud and gone:
+        print(
+            f"keys of this run that have another name now, or are gone and meant nothing: {written(gone)}", flush=True
+        )
+    took = {key: value for key, value in flat(marks(Config)).items() if flat(old).get(key, ...) == value}
+    kept = filled | _without(took, typed)
+    values = nested(_without(values, set(kept)) | kept)
+    return values if values["resume"] == "auto" else _resumed(old, values, overrides)
+
+
+def _without(values: dict[str, Any], prefixes: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in flat(values).items() if not _covered(key, prefixes)}
 
 
 def _meaning(key: str, values: dict[str, Any]) -> str:
@@ -246,6 +289,17 @@ def _onto(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -
     return nested(merged)
 
 
+def added(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Of two configs, the keys that only the second has."""
+    return {key: value for key, value in flat(after).items() if key not in flat(before)}
+
+
+def changed(saved: dict[str, Any], config: Section) -> dict[str, tuple[Any, Any]]:
+    """What a saved config, of this release or an older one, has otherwise than this one and may not on resume."""
+    now = config.model_dump(by_alias=True)
+    return difference(as_before(saved, type(config), now), now)
+
+
 def _resumed(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     merged = _onto(saved, values, overrides)
     differences = difference(saved, merged)
@@ -269,8 +323,12 @@ def difference(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
 
 
 def _typed(overrides: list[str]) -> set[str]:
-    keys = {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
+    keys = _names(overrides)
     return {""} if "experiment" in keys else keys
+
+
+def _names(overrides: list[str]) -> set[str]:
+    return {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
 
 
 def _covered(key: str, prefixes: set[str]) -> bool:

@@ -1,5 +1,6 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
@@ -9,6 +10,16 @@ from pydantic_core import PydanticCustomError
 Count = Field(ge=1)
 CountOrZero = Field(ge=0)
 Seed = Field(ge=0, lt=2**32)
+
+
+@dataclass(frozen=True)
+class Before:
+    """On a key that a release added: the value that means what runs did before it, `Annotated[int, Before(0)]`.
+
+    Runs whose saved config lacks the key go on with that value; a test asks for one on every key that is new.
+    """
+
+    value: Any
 
 
 class Section(BaseModel):
@@ -254,7 +265,7 @@ class Rollout(Section):
     temperature: float = Field(gt=0)
     max_response_length: int = Count
     micro_batch_size: int = Count
-    cuda_graphs: bool
+    cuda_graphs: Annotated[bool, Before(False)]
 
 
 class Optim(Section):
@@ -439,6 +450,21 @@ class ProbeConfig(Config):
     """`rlhf probe`."""
 
     probe: Probe
+
+
+class ModelsConfig(Config):
+    """`rlhf models`."""
+
+    rebuild: bool
+    out: str | None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.out and not self.rebuild:
+            raise ValueError(f"out={self.out} is where rebuild=true puts the miniatures: add rebuild=true")
+        if self.rebuild and self.scale != "mini":
+            raise ValueError("rebuild=true makes the miniatures: add scale=mini")
+        return self
 
 
 class ReportConfig(Section):

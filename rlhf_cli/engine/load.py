@@ -20,7 +20,7 @@ from rlhf_cli.engine.value_head import ValueModel, head_size, restore_head, save
 def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM without dropout, with the attention it was made with. Its generation_config is kept for saving and
     never used for rollouts. Raises UserError where the model is no causal LM."""
-    return _checked(_causal_lm(path, dtype=dtype).to(device))
+    return _checked(_causal_lm(path, device, dtype=dtype))
 
 
 def load_critic(path: str, *, device: torch.device) -> Any:
@@ -30,10 +30,10 @@ def load_critic(path: str, *, device: torch.device) -> Any:
 
     saved = saved_head(path)
     if saved is not None and not _holds_causal_lm(path):
-        trunk = _model(AutoModel, path, dtype=torch.float32).to(device)
+        trunk = _placed(_model(AutoModel, path, dtype=torch.float32), device)
         critic = ValueModel(_checked(trunk), _saved_size(saved))
     else:
-        whole = _causal_lm(path, dtype=torch.float32).to(device)
+        whole = _causal_lm(path, device, dtype=torch.float32)
         size = head_size(whole)
         critic = ValueModel(_checked(trunk_of(whole)), size)
     if saved is not None:
@@ -41,11 +41,11 @@ def load_critic(path: str, *, device: torch.device) -> Any:
     return critic.eval()
 
 
-def _causal_lm(path: str, **options: Any) -> Any:
+def _causal_lm(path: str, device: torch.device, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     _refuse_encoders(path)
-    return _aligned(_model(AutoModelForCausalLM, path, **options))
+    return _placed(_model(AutoModelForCausalLM, path, **options), device)
 
 
 def _checked(model: Any) -> Any:
@@ -53,15 +53,6 @@ def _checked(model: Any) -> Any:
     without_dropout(model)
     if way_of(model).decoder is None:
         facts_of(model)
-    return model
-
-
-def _aligned(model: Any) -> Any:
-    """Weights in memory of torch's own: mapped from a file they lie unaligned, and products then differ in the last
-    digits from those of a model that was resumed."""
-    for parameter in model.parameters():
-        if parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
     return model
 
 
@@ -132,7 +123,7 @@ def load_classifier(
 
     kind = AutoModelForSequenceClassification
     if labels is None:
-        return _model(kind, path, dtype=dtype).eval().to(device)
+        return _placed(_model(kind, path, dtype=dtype).eval(), device)
     with _no_warnings():
         model = _model(
             kind,
@@ -143,7 +134,7 @@ def load_classifier(
             problem_type="regression",
             ignore_mismatched_sizes=True,
         )
-    return model.eval().to(device)
+    return _placed(model.eval(), device)
 
 
 def load_tokenizer(path: str) -> Any:
@@ -228,6 +219,23 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
+
+
+def _placed(model: Any, device: torch.device) -> Any:
+    """The model on the device, in memory of its own there."""
+    return own_memory(model) if device.type == "cpu" else model.to(device)
+
+
+def own_memory(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy every weight out of the file that it is mapped from, into memory that torch allocates: 64-byte aligned.
+
+    A mapped weight starts where the file's header happens to end, and on a CPU the last digits of a product depend on
+    how its factors are aligned: a checkpoint's header is not that of the model a run started from, so a resumed run
+    would not be the uninterrupted one. One weight at a time; tied weights stay tied; the file is let go of.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        weight.data = weight.data.clone()
+    return model
 
 
 def architecture(path: str) -> str:

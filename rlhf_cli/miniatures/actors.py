@@ -112,5 +112,12 @@ def next_token_loss(model: Any, examples: list[Example]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def perplexity(model: Any, examples: list[Example]) -> float:
-    return math.exp(float(next_token_loss(model, examples)))
+def perplexity(model: Any, examples: list[Example], batch: int = 50) -> float:
+    """exp of the mean cross-entropy of all labelled tokens."""
+    total, count = 0.0, 0
+    for at in range(0, len(examples), batch):
+        some = examples[at : at + batch]
+        labelled = sum(label != IGNORED for _, labels in some for label in labels[1:])
+        total += labelled * float(next_token_loss(model, some))
+        count += labelled
+    return math.exp(total / count)

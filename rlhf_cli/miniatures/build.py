@@ -1,4 +1,5 @@
-"""Small models of the same classes and file formats as the hub's, made on first use and kept."""
+"""Small models of the same classes and file formats as the hub's: four ship with the package, others are built from
+other reviews on first use and kept in the cache."""
 
 import hashlib
 import json
@@ -12,13 +13,15 @@ from rlhf_cli.data.reviews import Review
 from rlhf_cli.data.sources import identity, load_reviews
 
 MINIATURES = ("qwen_base", "qwen_instruct", "roberta_base", "roberta_large")
-VERSION = 3
+SHIPPED = Path(__file__).with_name("shipped")
+"""Those of the generated reviews, made by `rebuild`."""
+VERSION = 4
 """Raise it when a recipe changes what it makes."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long each miniature is trained."""
+    """How long each miniature is trained; the defaults are for somebody who waits for them."""
 
     reviews: int = 9000
     held_out: int = 200
@@ -28,6 +31,12 @@ class Recipe:
     batch: int = 16
     classifier_batch: int = 32
     width: int = 128
+    dtype: str = "float32"
+    """Of the weights on disk; all training is in float32."""
+
+
+LONG = Recipe(reviews=60_000, held_out=1000, base_steps=6000, instruct_steps=2500, dtype="float16")
+"""Of those that ship."""
 
 
 def miniature(
@@ -39,17 +48,29 @@ def miniature(
     notify: Callable[[str], None] = print,
     recipe: Recipe | None = None,
 ) -> Path:
-    """The folder of a miniature, built if it is not there. Two processes at once are safe: one waits."""
-    from filelock import FileLock
-
+    """The folder of a miniature: the shipped one for generated reviews, else built if it is not there."""
+    if source == "generated" and seed == 0 and recipe is None:
+        return SHIPPED / name
     recipe = recipe or Recipe()
     shaped_by = json.dumps([VERSION, identity(source), seed, asdict(recipe)])
     home = cache_dir / "miniatures" / hashlib.sha256(shaped_by.encode()).hexdigest()[:16]
+    return _built(name, home, source, recipe, seed, notify)
+
+
+def rebuild(home: Path, notify: Callable[[str], None] = print) -> dict[str, Path]:
+    """The shipped miniatures, made anew from the seed in this folder: about an hour on two cores."""
+    return {name: _built(name, home, "generated", LONG, 0, notify) for name in MINIATURES}
+
+
+def _built(name: str, home: Path, source: str, recipe: Recipe, seed: int, notify: Callable[[str], None]) -> Path:
+    """Built unless it is there. Two processes at once are safe: one waits."""
+    from filelock import FileLock
+
     folder = home / name
     if (folder / "quality.json").exists():
         return folder
     if name == "qwen_instruct":
-        miniature("qwen_base", source=source, cache_dir=cache_dir, seed=seed, notify=notify, recipe=recipe)
+        _built("qwen_base", home, source, recipe, seed, notify)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / f"{name}.lock"):
         if not (folder / "quality.json").exists():
@@ -57,15 +78,55 @@ def miniature(
             shutil.rmtree(temporary, ignore_errors=True)
             reviews = load_reviews(source, seed=seed, limit=recipe.reviews)
             quality = _build(name, reviews, home, temporary, recipe, seed)
-            (temporary / "quality.json").write_text(json.dumps(quality, indent=1) + "\n")
+            card = Card(name, source, seed, recipe, quality)
+            (temporary / "README.md").write_text(card.text(temporary / "model.safetensors"), encoding="utf-8")
+            (temporary / "quality.json").write_text(json.dumps(quality, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
             notify(f"built {name}: " + ", ".join(f"{key} {value:.3g}" for key, value in quality.items()))
     return folder
 
 
+@dataclass(frozen=True)
+class Card:
+    """The model card of a miniature."""
+
+    name: str
+    source: str
+    seed: int
+    recipe: Recipe
+    quality: dict[str, float]
+
+    def text(self, weights: Path) -> str:
+        import torch
+        import transformers
+
+        command = "rlhf models rebuild=true" if self.recipe == LONG else "rlhf models data.source=<reviews>"
+        made_from = "reviews that rlhf writes itself" if self.source == "generated" else "the reviews of data.source"
+        kind = "Qwen2" if self.name.startswith("qwen") else "RoBERTa"
+        rows = "\n".join(f"| {key} | {value:.4g} |" for key, value in self.quality.items())
+        return f"""---
+license: apache-2.0
+tags: [simulation]
+---
+# A miniature in place of {self.name}
+
+A {kind} of about a million parameters, trained from random weights on {made_from}. It stands in for the real model in
+rehearsals (`scale=mini`) and shares no weights with it: what it does says nothing about the real one.
+
+- Made by `{command}`, seed {self.seed}, in float32, with torch {torch.__version__} and transformers
+  {transformers.__version__}.
+- Recipe: `{self.recipe}`.
+- sha256 of model.safetensors: `{hashlib.sha256(weights.read_bytes()).hexdigest()}`.
+
+| on held-out reviews | |
+|---|---|
+{rows}
+"""
+
+
 def quality(folder: Path) -> dict[str, float]:
-    return json.loads((folder / "quality.json").read_text())
+    return json.loads((folder / "quality.json").read_text(encoding="utf-8"))
 
 
 def _build(name: str, reviews: list[Review], home: Path, to: Path, recipe: Recipe, seed: int) -> dict[str, float]:
@@ -85,6 +146,7 @@ def _build(name: str, reviews: list[Review], home: Path, to: Path, recipe: Recip
 def _actor(
     name: str, train: list[Review], test: list[Review], home: Path, to: Path, recipe: Recipe, seed: int
 ) -> dict[str, float]:
+    import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     from rlhf_cli.miniatures import actors
@@ -98,7 +160,7 @@ def _actor(
     else:
         tokenizer = load(home / "qwen_base")
         tokenizer.eos_token = IM_END
-        model = AutoModelForCausalLM.from_pretrained(home / "qwen_base")
+        model = AutoModelForCausalLM.from_pretrained(home / "qwen_base", dtype=torch.float32)
         make, steps, lr = actors.dialogues, recipe.instruct_steps, 1.5e-3
         ends = [tokenizer.convert_tokens_to_ids(token) for token in (IM_END, END)]
         # as Qwen2.5-Instruct's: a trap for rollouts that read it
@@ -110,10 +172,9 @@ def _actor(
     pad = tokenizer.convert_tokens_to_ids(END)
     model.generation_config = GenerationConfig(pad_token_id=pad, bos_token_id=pad, **generation)
     model.config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(to)
-    tokenizer.save_pretrained(to)
+    _save(model, tokenizer, to, recipe)
     held_out = make(test, tokenizer, seed=seed + 1, width=recipe.width)
-    return {"perplexity": actors.perplexity(model, held_out)}
+    return {"perplexity": actors.perplexity(AutoModelForCausalLM.from_pretrained(to, dtype=torch.float32), held_out)}
 
 
 def _classifier(
@@ -129,13 +190,20 @@ def _classifier(
     examples = make(train, seed=seed)
     with _progress(name, steps) as tick:
         classifiers.fit(model, tokenizer, examples, steps=steps, batch=recipe.classifier_batch, seed=seed, tick=tick)
-    model.save_pretrained(to)
-    tokenizer.save_pretrained(to)
+    _save(model, tokenizer, to, recipe)
+    model.float()
     tests = {"snippets": classifiers.snippets, "reviews": classifiers.whole_reviews}
     return {
         f"accuracy on {kind}": classifiers.accuracy(model, tokenizer, texts(test, seed=seed + 1))
         for kind, texts in tests.items()
     }
+
+
+def _save(model: Any, tokenizer: Any, to: Path, recipe: Recipe) -> None:
+    import torch
+
+    model.to(getattr(torch, recipe.dtype)).save_pretrained(to)
+    tokenizer.save_pretrained(to)
 
 
 class _progress:

@@ -98,7 +98,7 @@ def _note(folder: Path, state: str, error: str | None) -> None:
 
 def _claim(config: Config, folder: Path) -> Path | None:
     """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
-    from rlhf_cli.config.compose import difference, saved_config
+    from rlhf_cli.config.compose import changed, saved_config
 
     empty = not (folder / "metrics.jsonl").exists() and not all_of(folder)
     never_began = read_status(folder).get("state") == "failed" and empty
@@ -108,11 +108,9 @@ def _claim(config: Config, folder: Path) -> Path | None:
             go_on = "" if isinstance(config, RewardTrainConfig) else f"go on with it (rlhf train resume={folder}) or "
             raise UserError(f"{folder} already holds a run: {go_on}choose another hydra.run.dir=")
         return None
-    if config.resume == "auto" and holds_run:
-        changed = difference(saved_config(folder), config.model_dump(by_alias=True))
-        if changed:
-            listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
-            raise UserError(f"resume=auto: {folder} holds a run with another config:\n{listed}")
+    if config.resume == "auto" and holds_run and (differs := changed(saved_config(folder), config)):
+        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differs.items())
+        raise UserError(f"resume=auto: {folder} holds a run with another config:\n{listed}")
     found = newest(folder, print) if holds_run else None
     if found is None and holds_run:
         print(f"{folder} has no whole checkpoint: it starts anew")

@@ -19,7 +19,7 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
     with distributed.together(config.device), ExitStack() as stack:
         stop = stack.enter_context(stop_on_signals())
         _fits(config)
-        folder = distributed.first(lambda: folder)
+        config, folder = distributed.first(lambda: (config, folder))
         was_done = distributed.first(lambda: read_status(folder).get("state") == "done")
         checkpoint = distributed.first(lambda: stack.enter_context(begun(config, folder, steps=config.steps)))
         if was_done and checkpoint and step_of(checkpoint) >= config.steps:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.build.experiment import Experiment, Saved, make_experiment, to_learn
-from rlhf_cli.config.compose import difference
+from rlhf_cli.config.compose import changed
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes as distributed
@@ -138,7 +138,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         "config": config.model_dump(by_alias=True),
     }
     if trainer is not None:
-        _same_origin(saved, origin, notify)
+        _same_origin(saved, origin, config, notify)
         restore_trainer(experiment, trainer)
         notify(f"resumed at step {start} of {config.steps}")
     distributed.first(lambda: check_room(folder, experiment, config, start=start))
@@ -194,11 +194,11 @@ def fingerprint(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps([experiment.data.prompts.ids, experiment.test.ids]).encode()).hexdigest()
 
 
-def _same_origin(saved: dict[str, Any], now: dict[str, Any], notify: Callable[[str], None]) -> None:
+def _same_origin(saved: dict[str, Any], now: dict[str, Any], config: Config, notify: Callable[[str], None]) -> None:
     """Refuse a checkpoint of other prompts or of another config; say where another environment may change the last
     digits."""
-    if changed := difference(saved.get("config", now["config"]), now["config"]):
-        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items())
+    if differs := changed(saved.get("config", now["config"]), config):
+        listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differs.items())
         raise UserError(f"config.yaml is no longer that of the checkpoint:\n{listed}\nPut it back, or start a new run")
     if saved.get("prompts", now["prompts"]) != now["prompts"]:
         raise UserError(

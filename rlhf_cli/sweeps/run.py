@@ -16,8 +16,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from rlhf_cli.config.compose import CHANGEABLE_ON_RESUME, CONF, Plan, difference, flat, nested, plan_jobs
+from rlhf_cli.config.compose import (
+    CHANGEABLE_ON_RESUME,
+    CONF,
+    Plan,
+    added,
+    changed,
+    flat,
+    nested,
+    plan_jobs,
+    schema_of,
+)
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.older import as_before, made_before, written
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
 
@@ -169,11 +180,13 @@ def resume(place: str, typed: list[str]) -> int:
     if "hydra/launcher" in replaced:
         replaced |= {_key(o) for o in saved["engine"] if _key(o).startswith("hydra.launcher.")}
     engine = [*(o for o in saved["engine"] if _key(o) not in replaced), *engine, f"hydra.sweep.dir='{folder}'"]
-    again = plan_jobs(saved["command"], [[*job["overrides"], *on_top] for job in saved["jobs"]], engine)
+    configs = [nested(saved["shared"] | job["config"]) for job in saved["jobs"]]
+    jobs = [[*overrides, *on_top] for overrides in _as_before(saved, configs)]
+    again = plan_jobs(saved["command"], jobs, engine)
     faults = []
-    for job, config in zip(saved["jobs"], again.jobs, strict=True):
-        changed = difference(nested(saved["shared"] | job["config"]), config.model_dump(by_alias=True))
-        faults += [f"  job {job['job']}: {key}: {old!r} -> {new!r}" for key, (old, new) in changed.items()]
+    for number, (config, now) in enumerate(zip(configs, again.jobs, strict=True)):
+        differs = changed(config, now).items()
+        faults += [f"  job {number}: {key}: {old!r} -> {new!r}" for key, (old, new) in differs]
     if faults:
         more = [f"  … and {len(faults) - 20} more"] if len(faults) > 20 else []
         listed = "\n".join(faults[:20] + more)
@@ -183,6 +196,22 @@ def resume(place: str, typed: list[str]) -> int:
         )
     _needs(again)
     return run(again, folder)
+
+
+def _as_before(saved: dict[str, Any], configs: list[dict[str, Any]]) -> list[list[str]]:
+    """Each job's overrides, and those that make keys which its recorded config lacks mean as before: jobs that have not
+    begun are to be like those that have."""
+    jobs: list[list[str]] = []
+    all_filled: dict[str, Any] = {}
+    for job, config in zip(saved["jobs"], configs, strict=True):
+        old = as_before(config, schema_of(saved["command"]), {})
+        filled, gone = added(config, old), added(old, config)
+        all_filled |= filled
+        kept = [o for o in job["overrides"] if _key(o) not in gone]
+        jobs.append([*kept, *(f"++{written({key: value})}" for key, value in filled.items())])
+    if all_filled:
+        print(made_before("sweep", all_filled), flush=True)
+    return jobs
 
 
 def _key(override: str) -> str:
