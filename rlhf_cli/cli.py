@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_cli import __version__
-from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.config.errors import INTERRUPTED, RunFailed, UserError
 from rlhf_cli.streams import outlive_readers
 
 COMMANDS = {
@@ -28,7 +28,6 @@ COMMANDS = {
     "models": "list the models; build the miniatures and say how good they are",
     "doctor": "is this machine ready? what to fix",
 }
-INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143, "SIGHUP": 129}
 
 
 SWEEP_HELP = """rlhf sweep: `rlhf train --multirun`, which goes on where it was cut off. A key with several values,
@@ -159,7 +158,7 @@ def sweep(argv: list[str]) -> int:
             print(SWEEP_HELP if {"--help", "-h"}.intersection(argv) else "", end="")
             return run("train", argv)
         return run("train", ["--multirun", *argv])
-    from rlhf_cli.sweeps.run import resume
+    from rlhf_cli.sweeps.sweep import resume
 
     typed = [word for word in argv if not word.startswith("resume=")]
     return _answered(lambda: resume(places[-1].strip("'\""), typed))
@@ -168,7 +167,7 @@ def sweep(argv: list[str]) -> int:
 def _sweep(planned: Any, argv: list[str]) -> int:
     """A list of jobs is ours to run; a sweeper that proposes jobs as it goes has Hydra run them."""
     if "BasicSweeper" in planned.sweeper:
-        from rlhf_cli.sweeps.run import start
+        from rlhf_cli.sweeps.sweep import start
 
         return _answered(lambda: start(planned, [a for a in argv if a not in ("--multirun", "-m")]))
     argv = ["--multirun", *(a for a in argv if a not in ("--multirun", "-m"))]

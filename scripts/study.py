@@ -27,7 +27,7 @@ from rlhf_cli.config.compose import flat, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.runs.status import read_status
-from rlhf_cli.sweeps.run import config_hash
+from rlhf_cli.sweeps.sweep import config_hash
 
 HEADLINES = ("base_vs_instruct", "reward_models")
 PARTS = (

@@ -10,8 +10,9 @@ from test_alignment import unaligned
 from test_training import SMALL
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from rlhf_cli.build.algorithm import algorithm
+from rlhf_cli.build.algo import algorithm
 from rlhf_cli.cli import dispatch
+from rlhf_cli.commands.doctor import Numbers
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.prompts import PromptSet
@@ -27,7 +28,8 @@ from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.training import trust_region, update
+from rlhf_cli.training import natural_gradient as trust_region
+from rlhf_cli.training import update
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.optimizer import Optimizer, Schedule
 from rlhf_cli.training.policy import Critic, Generation, Policy
@@ -90,13 +92,6 @@ def written_down(lengths: list[int], advantages: list[list[float]] | None = None
     return Experience(rollout, (zero - 1) * rollout.mask, zero, zero, given, zero)
 
 
-class Words:
-    """A tokenizer whose words are the tokens' numbers."""
-
-    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        return [" ".join(map(str, row)) for row in rows]
-
-
 class Bandit:
     """`train_step` on a one-token task: one arm pays."""
 
@@ -116,7 +111,7 @@ class Bandit:
         self.algorithm = replace(self.algorithm, refill_tries=0, ptx=0.0)
         self.policy = Policy(
             model=self.actor,
-            tokenizer=Words(),
+            tokenizer=Numbers(),
             optimizer=optimizer(self.actor, also=list(head.parameters()) if head else []),
             generation=Generation((0,), 0, max_length=1),
             compute=CPU,
@@ -281,7 +276,7 @@ def test_the_fisher_product_is_the_explicit_fisher_matrix(monkeypatch: pytest.Mo
     zero = torch.zeros_like(rollout.logprobs)
     experience = Experience(rollout, zero, zero, zero, zero, zero)
     generation = Generation((0, 1, 2), 0, max_length=5)
-    policy = Policy(model, Words(), None, generation, CPU, micro_batch_size=4)  # micro-batches of 4 and 2
+    policy = Policy(model, Numbers(), None, generation, CPU, micro_batch_size=4)  # micro-batches of 4 and 2
     for vector in torch.randn(3, len(expected), generator=torch.Generator().manual_seed(4)):
         got = trust_region.fisher_product(policy, experience, before, vector)
         torch.testing.assert_close(got, expected @ vector, rtol=1e-3, atol=1e-5)

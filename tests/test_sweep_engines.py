@@ -10,7 +10,7 @@ from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.miniatures import build
 from rlhf_cli.runs.status import read_status
-from rlhf_cli.sweeps.run import concurrent, cores
+from rlhf_cli.sweeps.sweep import concurrent, cores
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 SMALL = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from rlhf_cli.build.algorithm import algorithm
+from rlhf_cli.build.algo import algorithm
 from rlhf_cli.build.paths import critic_path, model_path
-from rlhf_cli.build.prompts import balanced, check_fit, prefixes, pretraining
+from rlhf_cli.build.prompt_data import balanced, check_fit, prefixes, pretraining
 from rlhf_cli.build.rewards import continual, scorer, source
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prompts import PromptSet, Template
@@ -25,8 +25,8 @@ from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.training.loop import train_step
-from rlhf_cli.training.outer import OuterLoop
 from rlhf_cli.training.optimizer import Optimizer, Schedule
+from rlhf_cli.training.outer import OuterLoop
 from rlhf_cli.training.policy import Critic, Generation, Policy, models
 from rlhf_cli.training.rollouts import Rollouts, TrainingPrompts
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
+from rlhf_cli.build.paths import classifier_path, model_path
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config, Endpoint, Gold
 from rlhf_cli.data.lexicon import vader_share
+from rlhf_cli.engine.device import Compute
+from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
-from rlhf_cli.engine.device import Compute
-from rlhf_cli.preferences.continual import Continual
-from rlhf_cli.build.paths import classifier_path, model_path
 
 
 def scorer(

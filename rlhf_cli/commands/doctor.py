@@ -263,10 +263,16 @@ def one_step(config: Any, where: Any) -> None:
 
 
 class Numbers:
-    """A tokenizer whose words are the tokens' numbers."""
+    """A tokenizer of texts that are numbers with a space behind each."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split() if word.isdigit()]}
+
+    def decode(self, row: list[int]) -> str:
+        return "".join(f"{token} " for token in row)
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        return [" ".join(map(str, row)) for row in rows]
+        return [self.decode(row) for row in rows]
 
 
 def failed_step(error: Exception, where: Any) -> Finding:

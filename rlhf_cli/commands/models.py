@@ -26,7 +26,7 @@ def _miniatures(config: Any) -> None:
 
     from rlhf_cli.build.paths import miniature_path, source_of_miniatures
     from rlhf_cli.miniatures.build import MINIATURES
-    from rlhf_cli.miniatures.report import show
+    from rlhf_cli.miniatures.listing import show
 
     source = source_of_miniatures(config)
     kept = "they ship with rlhf" if source == "generated" else f"kept in {config.cache_dir}"
@@ -40,7 +40,7 @@ def _rebuild(config: Any) -> None:
 
     from rlhf_cli.build.paths import kept_in
     from rlhf_cli.miniatures.build import SHIPPED, rebuild
-    from rlhf_cli.miniatures.report import show
+    from rlhf_cli.miniatures.listing import show
 
     with kept_in(config.out or config.cache_dir) as place:
         home = place if config.out else place / "miniatures" / "rebuilt"

@@ -17,7 +17,7 @@ def run(cfg: DictConfig) -> float | None:
     config = settle("train", cfg, list(hydra.overrides.task), folder=folder)
     sweeping = hydra.mode == RunMode.MULTIRUN
     from rlhf_cli.runs.folder import last_metrics
-    from rlhf_cli.runs.run import train
+    from rlhf_cli.runs.training_run import train
 
     typed = [o for o in hydra.overrides.task if o.startswith("critic") and o != "critic=none"]
     if typed and not config.algo.needs_critic:

@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+INTERRUPTED = {"SIGINT": 130, "SIGTERM": 143, "SIGUSR1": 143, "SIGUSR2": 143, "SIGHUP": 129}
+"""Exit codes of a run that a signal stopped, its checkpoint saved."""
+
+
 class RunFailed(Exception):
     """A run cannot go on: one message that says why and what to do, exit code 1, no traceback."""

@@ -25,7 +25,7 @@ def optimize(
     policy: Policy, critic: Critic | None, reference: Any, batch: Experience, algo: Algorithm, step: int
 ) -> dict[str, float]:
     """Train on one batch; returns the metrics of the update, averaged over tokens or optimizer steps."""
-    from rlhf_cli.training.trust_region import trust_region_step
+    from rlhf_cli.training.natural_gradient import trust_region_step
 
     stats = UpdateStats()
     with learning(policy, critic):

@@ -56,7 +56,7 @@ def profiled(out: Path, run: Any) -> Any:
 
 def make_experiment(folder: Path, shape: str, algo: str, dtype: str, micro: int, overrides: list[str]) -> Any:
     """What `build.experiment` makes, from the benchmark's folders and without a data set."""
-    from rlhf_cli.build.algorithm import algorithm
+    from rlhf_cli.build.algo import algorithm
     from rlhf_cli.build.experiment import Experiment, to_learn
     from rlhf_cli.config.compose import plan
     from rlhf_cli.data.prompts import PromptSet

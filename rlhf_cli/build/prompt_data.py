@@ -81,16 +81,6 @@ def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:
         )
 
 
-def say_way(policy: Any, notify: Callable[[str], None]) -> None:
-    """A line for a model that takes the plain way."""
-    if (way := way_of(policy)).decoder is None:
-        notify(f"the actor takes the {way}")
-    if learns_in_eval_mode(policy):
-        notify(
-            "its dropout cannot be switched off in train mode: it learns in eval mode, without gradient checkpointing"
-        )
-
-
 def balanced(rows: Any, count: int) -> list[dict[str, Any]]:
     """The first `count` rows, taken from the classes in turn."""
     by_class: dict[str, list[dict[str, Any]]] = {}

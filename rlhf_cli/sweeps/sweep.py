@@ -220,7 +220,7 @@ def _key(override: str) -> str:
 
 def run(plan: Plan, folder: Path) -> int:
     """Launch the jobs of a sweep that are not done; write and print its table; returns the exit code."""
-    from rlhf_cli.cli import INTERRUPTED
+    from rlhf_cli.config.errors import INTERRUPTED
     from rlhf_cli.sweeps.table import show
 
     code = 0
