@@ -1,5 +1,9 @@
 """rlhf sample"""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from omegaconf import DictConfig
 
 DEFAULT = ["This movie is", "The plot is good", "I love this", "I think this film is"]
@@ -20,10 +24,13 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.training.judge import judge
 
     config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
+    if config.out:
+        write_samples(config)
+        return
     lab, checkpoint = judged_lab(config, first_line(config))
     print(f"written by {checkpoint or 'the untrained actor (checkpoint=… names a trained one)'}", flush=True)
     template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
-    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
+    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT for _ in range(config.n)]
     _, rows = judge(lab, PromptSet.make(typed, template, lab.tokenizer, pad_id=lab.pad))
     console = Console()
     for row in rows:
@@ -31,3 +38,61 @@ def run(cfg: DictConfig) -> None:
         text = Text(whole)
         text.stylize("bold", 0, len(row["prefix"]))
         console.print(text, Text(f"  [score {row['score']:.3f}]", style="dim"))
+
+
+def write_samples(config: Any) -> None:
+    """Write what the policy samples to `config.out`, with its numbers, a JSON object a line; loads no reward model."""
+    from rlhf_cli.data.prompts import PromptSet, Template, response_texts
+    from rlhf_cli.engine.load import eos_ids, load_actor, load_tokenizer
+    from rlhf_cli.engine.sample import sample
+    from rlhf_cli.training.checkpoint import find_checkpoint
+    from rlhf_cli.training.compute import compute
+    from rlhf_cli.training.folder import first_line
+    from rlhf_cli.training.judge import SAMPLING_STEP
+    from rlhf_cli.training.places import model_path
+    from rlhf_cli.training.setup import check_fit, pad_id, say_way
+
+    def notify(text: str) -> None:
+        print(text, flush=True)
+
+    notify(first_line(config))
+    path = model_path(config.actor, config, notify)
+    if config.checkpoint not in (None, "none"):
+        path = str(find_checkpoint(config.checkpoint, notify) / "actor")
+    where, tokenizer = compute(config), load_tokenizer(path)
+    actor = load_actor(path, device=where.device)
+    say_way(actor, notify)
+    ends, longest = eos_ids(actor, tokenizer), config.rollout.max_response_length
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
+    texts = PromptSet.make(typed, template, tokenizer, pad_id=pad_id(tokenizer, ends))
+    check_fit(actor, texts.ids, longest)
+    prompts = texts.prompts(list(range(len(texts))), group_size=config.n)
+    options = {"eos_ids": ends, "pad_id": texts.pad_id, "max_length": longest, "seed": config.seed}
+    count = 0
+    with Path(config.out).expanduser().open("w", encoding="utf-8") as file:
+        for at in range(0, len(prompts), config.rollout.micro_batch_size):
+            some = prompts.select(slice(at, at + config.rollout.micro_batch_size)).to(where.device)
+            with where.autocast():
+                drawn = sample(actor, some, temperature=config.rollout.temperature, step=SAMPLING_STEP, **options)
+            for row, prompt in zip(_rows(drawn), some.group.tolist(), strict=True):
+                ids = texts.ids[prompt]
+                kept = [t for t in row["response_ids"] if t not in ends]
+                said = {
+                    "prompt": tokenizer.decode(ids),
+                    "response": response_texts(tokenizer, [ids], [kept])[0],
+                    "prompt_ids": ids,
+                }
+                file.write(json.dumps(said | row, ensure_ascii=False) + "\n")
+                count += 1
+    notify(f"written: {config.out}, {count} samples")
+
+
+def _rows(drawn: Any) -> list[dict[str, Any]]:
+    """The responses' ids, log-probs (nats, at the rollout's temperature) and whether an EOS token ended them."""
+    lengths, ended = drawn.lengths.tolist(), drawn.ended.tolist()
+    responses, logprobs = drawn.responses.tolist(), drawn.logprobs.tolist()
+    return [
+        {"response_ids": ids[:n], "logprobs": numbers[:n], "ended": over}
+        for ids, numbers, n, over in zip(responses, logprobs, lengths, ended, strict=True)
+    ]

@@ -22,6 +22,7 @@ from rlhf_cli.config.schema import (
     ProbeConfig,
     ReportConfig,
     RewardTrainConfig,
+    SampleConfig,
     Section,
 )
 
@@ -168,7 +169,7 @@ def settle(command: str, composed: DictConfig, overrides: list[str]) -> Any:
     schemas: dict[str, type[Section]] = {
         "report": ReportConfig,
         "eval": EvalConfig,
-        "sample": EvalConfig,
+        "sample": SampleConfig,
         "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
         "probe": ProbeConfig,
