@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands import sweep
 from rlhf_cli.config import compose
 from rlhf_cli.config.compose import CONF, added, changed, flat, nested
 from rlhf_cli.config.errors import UserError
@@ -17,6 +16,7 @@ from rlhf_cli.config.faults import validate
 from rlhf_cli.config.older import as_before
 from rlhf_cli.config.schema import Algo, Before, Config, Section
 from rlhf_cli.runs.checkpoint import MANIFEST, _identity
+from rlhf_cli.sweeps import sweep
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 KEPT = sorted((Path(__file__).parent / "data").glob("run_*"))
