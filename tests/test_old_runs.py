@@ -159,7 +159,8 @@ OPTIONS = [
     "scale=mini", "tracking=none", "actor.path=./actor", "data.source=./reviews.jsonl", "cache_dir=./cache",
     "data.labeler=vader", "data.train=12", "data.test=6", "reward=vader", "gold=none", "prompt=plain", "val.prompts=6",
     "val.every=1", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=6",
-    "optim.schedule=constant", "optim.actor_lr=2e-3", "optim.warmup_steps=0", "algo.minibatches=2", "device=cpu",
+    "optim.schedule=constant", "optim.actor_lr=2e-3", "optim.critic_lr=1e-3",
+    "optim.warmup_steps=0", "algo.minibatches=2", "device=cpu",
     "precision=fp32", "algo=ppo",
 ]  # fmt: skip
 
