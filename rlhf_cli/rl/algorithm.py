@@ -88,7 +88,12 @@ class Algorithm:
         self, batch: Experience, scores: Float[Tensor, " B"], early: Float[Tensor, "B R"] | None = None
     ) -> Experience:
         """Fill in advantages and returns from the rewards of whole responses; `early`: what of them is paid before the
-        last token."""
+        last token.
+
+        `whiten` normalises the advantages over the response tokens of the whole batch. With advantage="returns" and
+        kl="reward" that is REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): (A − mean)/std of
+        A_t = r − β Σ_{i≥t} log(π_old/π_ref)_i.
+        """
         mask = batch.rollout.mask
         kl = None
         if self.kl == "reward":
