@@ -188,12 +188,12 @@ def test_every_key_is_commented() -> None:
 
 
 def test_every_key_is_read_somewhere() -> None:
-    code = "\n".join(p.read_text() for p in Path(CONF.parent / "rlhf_cli").rglob("*.py") if p.name != "schema.py")
-    schema = (CONF.parent / "rlhf_cli" / "config" / "schema.py").read_text()
-    checked = set(re.findall(r"(?:self|algo)\.(\w+)", schema))
+    """The checks of the schema are no readers: a key that only they look at does nothing."""
+    rooms = (p for p in Path(CONF.parent / "rlhf_cli").rglob("*.py") if not p.name.endswith("schema.py"))
+    code = "\n".join(p.read_text() for p in rooms)
     for key in _keys(EvalConfig):
         name = key.rpartition(".")[2].replace("lambda", "lam")
-        assert f".{name}" in code or f'"{name}"' in code or name in checked, f"{key} is read by nothing"
+        assert re.search(rf"[.\"]{name}\b", code), f"{key} is read by nothing"
 
 
 def test_miniature_scale_never_asks_the_hub() -> None:
