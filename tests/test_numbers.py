@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.bandit import Bandit
+from helpers.runs import numbers, train
 from safetensors.torch import load_file
-from test_algorithms import Bandit
-from test_training import numbers, train
 
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import NonFinite
@@ -73,7 +73,7 @@ def weights(bandit: Bandit) -> list[torch.Tensor]:
 def test_a_gradient_that_is_no_number_touches_no_weight(what: str) -> None:
     bandit = Bandit("algo=ppo")
     before = weights(bandit)
-    learner = bandit.learner if what == "actor" else bandit.critic
+    learner = bandit.policy if what == "actor" else bandit.critic
     name, parameter = next(iter(learner.model.named_parameters()))
     parameter.register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(NonFinite) as caught:
