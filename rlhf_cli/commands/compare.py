@@ -23,16 +23,16 @@ def run(cfg: DictConfig) -> float:
     config = settle("compare", cfg, list(hydra.overrides.task))
     judged, first = judged_experiment(config, first_line(config))
     other, second = opponent(config, judged)
-    shown = typed_prompts(config, judged.policy)
+    shown = typed_prompts(config, judged.policy.tokenizer, judged.policy.generation.pad_id)
     names = (str(first or UNTRAINED), str(second or UNTRAINED))
     columns: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
     for one in (judged.policy, other):
         columns.append((on_prompts(judged, one, shown, config)[1], on_prompts(judged, one, judged.test, config)[1]))
     (read_a, test_a), (read_b, test_b) = columns
     rates = compare_scores(judged, test_a, test_b)
-    for rows in (read_a, read_b):  # apart: equal texts in equal batches get equal digits
-        for row, pieces in zip(rows, leave_one_word_out(judged.reward.score, as_texts(rows)), strict=True):
-            row["earned"] = pieces
+    read = [*read_a, *read_b]
+    for row, pieces in zip(read, leave_one_word_out(judged.reward.score, as_texts(read)), strict=True):
+        row["earned"] = pieces
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
     show(names, read_a, read_b, rates)
     write(Path(hydra.runtime.output_dir), kept, simulation=config.scale == "mini")
