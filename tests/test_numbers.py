@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.bandit import Bandit
+from helpers.runs import numbers, train
 from safetensors.torch import load_file
-from test_algorithms import Bandit
-from test_training import numbers, train
 
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import NonFinite

@@ -17,7 +17,6 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.commands.eval import judged_experiment, on_prompts
     from rlhf_cli.config.compose import settle
-    from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.rewards.scorer import joined
     from rlhf_cli.runs.folder import first_line
     from rlhf_cli.tracking.text import printable
@@ -28,10 +27,8 @@ def run(cfg: DictConfig) -> None:
         return
     judged, checkpoint = judged_experiment(config, first_line(config))
     print(f"written by {checkpoint or 'the untrained actor (checkpoint=… names a trained one)'}", flush=True)
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
-    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT for _ in range(config.n)]
     policy = judged.policy
-    prompts = PromptSet.make(typed, template, policy.tokenizer, pad_id=policy.generation.pad_id)
+    prompts = typed_prompts(config, policy.tokenizer, policy.generation.pad_id, each=config.n)
     _, rows = on_prompts(judged, policy, prompts, config)
     console = Console()
     for row in rows:
@@ -41,12 +38,21 @@ def run(cfg: DictConfig) -> None:
         console.print(text, Text(f"  [score {row['score']:.3f}]", style="dim"))
 
 
+def typed_prompts(config: Any, tokenizer: Any, pad_id: int, *, each: int = 1) -> Any:
+    """The prompts of the review starts that were typed, or of four examples, `each` so many times."""
+    from rlhf_cli.data.prompts import PromptSet, Template
+
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT for _ in range(each)]
+    return PromptSet.make(typed, template, tokenizer, pad_id=pad_id)
+
+
 def write_samples(config: Any) -> None:
     """Write what the policy samples to `config.out`, with its numbers, a JSON object a line; loads no reward model."""
     from rlhf_cli.build.experiment import how_to_generate, say_way
     from rlhf_cli.build.paths import model_path
     from rlhf_cli.build.prompt_data import check_fit
-    from rlhf_cli.data.prompts import PromptSet, Template, response_texts
+    from rlhf_cli.data.prompts import response_texts
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.engine.sample import sample
@@ -65,9 +71,7 @@ def write_samples(config: Any) -> None:
     actor = load_actor(path, device=where.device)
     say_way(actor, notify)
     how = how_to_generate(config, actor, tokenizer)
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
-    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
-    texts = PromptSet.make(typed, template, tokenizer, pad_id=how.pad_id)
+    texts = typed_prompts(config, tokenizer, how.pad_id)
     check_fit(actor, texts.ids, how.max_length)
     prompts = texts.prompts(list(range(len(texts))), group_size=config.n)
     options: dict[str, Any] = {
