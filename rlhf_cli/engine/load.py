@@ -73,7 +73,8 @@ def trunk_of(model: Any) -> Any:
         return model
     finally:
         handle.remove()
-    return model.base_model if states.shape == given[0].shape and torch.equal(states, given[0]) else model
+    same = states.shape == given[0].shape and torch.allclose(states, given[0], rtol=1e-3, atol=1e-4)
+    return model.base_model if same else model
 
 
 def _holds_causal_lm(path: str) -> bool:
