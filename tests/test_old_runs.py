@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands import sweep
 from rlhf_cli.config import compose
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.compose import CONF, added, changed, flat, nested
@@ -19,6 +18,7 @@ from rlhf_cli.config.older import as_before
 from rlhf_cli.config.schema import Config
 from rlhf_cli.config.section import Before, Section
 from rlhf_cli.runs.checkpoint import MANIFEST, _identity
+from rlhf_cli.sweeps import sweep
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 KEPT = sorted((Path(__file__).parent / "data").glob("run_*"))
@@ -171,7 +171,8 @@ OPTIONS = [
     "scale=mini", "tracking=none", "actor.path=./actor", "data.source=./reviews.jsonl", "cache_dir=./cache",
     "data.labeler=vader", "data.train=12", "data.test=6", "reward=vader", "gold=none", "prompt=plain", "val.prompts=6",
     "val.every=1", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=6",
-    "optim.schedule=constant", "optim.actor_lr=2e-3", "optim.warmup_steps=0", "algo.minibatches=2", "device=cpu",
+    "optim.schedule=constant", "optim.actor_lr=2e-3", "optim.critic_lr=1e-3",
+    "optim.warmup_steps=0", "algo.minibatches=2", "device=cpu",
     "precision=fp32", "algo=ppo",
 ]  # fmt: skip
 
