@@ -2,15 +2,14 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.bandit import CPU, Bandit, config, tiny
+from helpers.runs import SMALL
+from helpers.unaligned import unaligned
 from omegaconf import OmegaConf
-from test_alignment import unaligned
-from test_training import SMALL
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_cli.build.algo import algorithm
 from rlhf_cli.cli import dispatch
@@ -18,14 +17,10 @@ from rlhf_cli.commands.doctor import Numbers
 from rlhf_cli.config.algo_schema import READ_WITH, Algo
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.engine import gate, plain
 from rlhf_cli.engine import read as forward
-from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.sample import sample
-from rlhf_cli.engine.value_head import SharedCritic, ValueModel
 from rlhf_cli.miniatures.build import miniature
-from rlhf_cli.rewards.scorer import Scorer, Texts
 from rlhf_cli.rl.controllers import DoublingKL, FixedKL
 from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
@@ -33,31 +28,10 @@ from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import natural_gradient as trust_region
 from rlhf_cli.training import update
-from rlhf_cli.training.loop import train_step
-from rlhf_cli.training.optimizer import Optimizer, Schedule
-from rlhf_cli.training.policy import Critic, Generation, Policy
-from rlhf_cli.training.rollouts import TrainingPrompts
+from rlhf_cli.training.policy import Generation, Policy
 
 ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))
-CPU = Compute(torch.device("cpu"), torch.float32)
-BEST = 5
-"""The bandit's paying arm: a token."""
 UNUSED = {"allow_unused": True, "materialize_grads": True}
-
-
-def config(*overrides: str):
-    if "algo=grpo_iterative" in overrides:
-        overrides = (*overrides, "algo.retrain_epochs=0")  # a fixed reward
-    return plan("train", ["scale=mini", *overrides], multirun=False, config_dir=None).jobs[0]
-
-
-def tiny(kind=Qwen2ForCausalLM, **more):
-    torch.manual_seed(0)
-    made = Qwen2Config(
-        vocab_size=12, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=16, tie_word_embeddings=False, initializer_range=0.1, **more,
-    )  # fmt: skip
-    return kind(made).eval()
 
 
 def play(model, step: int, count: int, group_size: int) -> Rollout:
@@ -77,13 +51,6 @@ def speak(model, count: int) -> Rollout:
     return sample(model, prompts, eos_ids=(0, 1, 2), pad_id=0, max_length=5, temperature=1.0, seed=0, step=1)
 
 
-def pays(texts: Texts) -> torch.Tensor:
-    return torch.tensor([float(row == [BEST]) for row in texts.tokens])
-
-
-PAYS = Scorer({"arm": pays}, {"arm": 1.0})
-
-
 def written_down(lengths: list[int], advantages: list[list[float]] | None = None) -> Experience:
     """Experience of responses of these lengths, without a model."""
     count, longest = len(lengths), max(lengths)
@@ -93,46 +60,6 @@ def written_down(lengths: list[int], advantages: list[list[float]] | None = None
     rollout = Rollout(ids[:, :1], rows * 0 + 1, ids, sizes, rows >= 0, zero, rows // 2)
     given = zero if advantages is None else torch.tensor(advantages)
     return Experience(rollout, (zero - 1) * rollout.mask, zero, zero, given, zero)
-
-
-class Bandit:
-    """`train_step` on a one-token task: one arm pays."""
-
-    def __init__(self, *overrides: str, beta: float = 0.0) -> None:
-        self.config = config(*overrides, f"algo.beta={beta}")
-        algo = self.config.algo
-        self.actor, self.reference = tiny(), tiny().requires_grad_(False)
-        optimizer = partial(Optimizer, lr=0.01, schedule=Schedule(1))
-        self.critic = Critic(SharedCritic(self.actor), None) if self.config.critic.name == "shared" else None
-        head = self.critic.head_on_policy if self.critic else None
-        if algo.needs_critic and not self.critic:
-            values = ValueModel(tiny().model, 16)
-            self.critic = Critic(values, optimizer(values), one_minibatch=algo.minibatches == 1)
-        self.algorithm = algorithm(self.config)
-        if self.algorithm.trust_region:
-            self.algorithm = replace(self.algorithm, trust_region=replace(self.algorithm.trust_region, delta=0.05))
-        self.algorithm = replace(self.algorithm, refill_tries=0, ptx=0.0)
-        self.policy = Policy(
-            model=self.actor,
-            tokenizer=Numbers(),
-            optimizer=optimizer(self.actor, also=list(head.parameters()) if head else []),
-            generation=Generation((0,), 0, max_length=1),
-            compute=CPU,
-            micro_batch_size=64,
-        )
-
-    def step(self, number: int, count: int = 64) -> dict[str, float]:
-        size = self.algorithm.group_size
-        prompts = PromptSet([""] * (count // size), ["neutral"] * (count // size), [[3, 3]] * (count // size), 0)
-        data = TrainingPrompts(prompts, count, size)
-        metrics, rollouts = train_step(self.policy, self.reference, self.critic, data, PAYS, self.algorithm, number)
-        self.rollout = rollouts.rollout
-        return metrics
-
-    def chance(self) -> float:
-        """π(best)."""
-        with torch.no_grad():
-            return float(self.actor(torch.full((1, 2), 3)).logits[0, -1].softmax(-1)[BEST])
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -1,14 +1,14 @@
 """A run's last digits do not hang on where a file's weights happen to lie: what a product reads is 64-byte aligned."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_training import numbers, train
+from helpers.runs import numbers, train
+from helpers.unaligned import unaligned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,9 +19,6 @@ from rlhf_cli.engine import casts, scratch
 from rlhf_cli.engine.load import load_actor, load_classifier, load_critic
 from rlhf_cli.miniatures.build import miniature
 from rlhf_cli.runs.checkpoint import load_trainer, newest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
-from kill_anywhere import unaligned
 
 CPU = torch.device("cpu")
 PRODUCTS = ("mm", "mv", "dot", "linear", "attention")

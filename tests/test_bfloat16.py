@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_rollout import born, prompts, roll
+from helpers.qwen import born, prompts, roll
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Qwen2Config, Qwen2ForCausalLM
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_training import SMALL
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.win_rate import moods, win_rate

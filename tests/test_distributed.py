@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import numbers
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF
@@ -24,7 +25,6 @@ SMALL = [
     "val.prompts=6", "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
     "optim.micro_batch_size=3", "reward=vader", "gold=none",
 ]  # fmt: skip
-TIMINGS = ("time/", "throughput/", "memory/")
 PATIENCE = 400
 
 
@@ -62,10 +62,6 @@ def on_two(*argv: str) -> list[int]:
             pytest.fail(f"it hangs: {codes}")
         time.sleep(0.05)
     return [codes[child] for child in children]
-
-
-def numbers(folder: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in read_jsonl(folder / "metrics.jsonl")]
 
 
 def same(one: Path, two: Path) -> None:

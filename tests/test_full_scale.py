@@ -99,7 +99,8 @@ def overrides(models: dict[str, Path], folder: Path) -> list[str]:
 def test_trains_from_hub_format_folders(models: dict[str, Path], tmp_path: Path, options: list[str]) -> None:
     assert dispatch(["train", *overrides(models, tmp_path), *options]) == 0
     rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
-    assert rows[1]["train/ratio_max"] >= 1
+    for row in rows[1:]:  # exactly 1 at first, then a little more: four updates at a learning rate of 1e-6
+        assert 1 < row["train/ratio_max"] < 1.01
     assert abs(rows[1]["train/kl"]) < (1e-4 if "precision=fp32" in options else 0.5)
     saved = tmp_path / "run" / "checkpoints" / "step_000002" / "actor"
     from safetensors.torch import load_file

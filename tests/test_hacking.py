@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import SMALL
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.bandit import Bandit
+from helpers.runs import numbers, train
 from safetensors.torch import load_file
-from test_algorithms import Bandit
-from test_training import numbers, train
 
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
 from rlhf_cli.runs import warnings
 from rlhf_cli.runs.status import read_status
-from rlhf_cli.training import experience, rollouts, update
+from rlhf_cli.training import experience, optimizer, rollouts, update
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -70,12 +70,19 @@ def weights(bandit: Bandit) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("what", ["actor", "critic"])
-def test_a_gradient_that_is_no_number_touches_no_weight(what: str) -> None:
+def test_a_gradient_that_is_no_number_touches_no_weight(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bandit = Bandit("algo=ppo")
     before = weights(bandit)
-    learner = bandit.learner if what == "actor" else bandit.critic
-    name, parameter = next(iter(learner.model.named_parameters()))
-    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    model = bandit.actor if what == "actor" else bandit.critic.model
+    name, parameter = next(iter(model.named_parameters()))
+    summed = optimizer.distributed.sum_gradients
+
+    def infinite(parameters) -> None:
+        summed(parameters)
+        if parameter.grad is not None:
+            parameter.grad.fill_(float("inf"))
+
+    monkeypatch.setattr(optimizer.distributed, "sum_gradients", infinite)
     with pytest.raises(NonFinite) as caught:
         bandit.step(1)
     assert caught.value.evidence["parameters"] == [name]

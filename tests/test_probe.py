@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import SMALL
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.wrapping import probe, rates, wilson, wrapped

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training import numbers, train
+from helpers.runs import numbers, train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.miniatures.build import miniature

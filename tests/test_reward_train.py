@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import SMALL
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from test_training import SMALL
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import RunFailed, UserError

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.qwen import EOS, born, prompts, roll
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForTokenClassification
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
@@ -21,7 +22,7 @@ from rlhf_cli.engine.kv_cache import KVCache
 from rlhf_cli.engine.lm_head import token_logprobs
 from rlhf_cli.engine.packing import pack
 from rlhf_cli.engine.read import response_logprobs, response_values
-from rlhf_cli.engine.sample import draw, sample
+from rlhf_cli.engine.sample import draw
 from rlhf_cli.rl.randomness import permutation, uniforms
 from rlhf_cli.rl.rollout import Prompts, Rollout
 
@@ -35,16 +36,6 @@ CONFIG = Qwen2Config(
     tie_word_embeddings=True,
     initializer_range=0.3,
 )
-EOS = (0, 1)
-
-
-def born(config: Qwen2Config) -> Qwen2ForCausalLM:
-    torch.manual_seed(0)
-    made = Qwen2ForCausalLM(config).eval()
-    with torch.no_grad():
-        for vector in (p for p in made.parameters() if p.ndim == 1):
-            vector += 0.3 * torch.randn_like(vector)  # norms are born as ones and biases as zeros
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +44,6 @@ def model() -> Qwen2ForCausalLM:
     gate.take_way(made, gate.PLAIN)
     made.generation_config.top_k, made.generation_config.repetition_penalty = 1, 9.0  # must not leak
     return made
-
-
-def prompts(lengths: list[int], width: int) -> Prompts:
-    rows = [[2] * (width - n) + [(7 * i + 3 * j) % 38 + 2 for j in range(n)] for i, n in enumerate(lengths)]
-    count = len(lengths)
-    return Prompts(torch.tensor(rows), torch.tensor(lengths), torch.arange(count), torch.arange(count))
-
-
-def roll(model: Qwen2ForCausalLM, given: Prompts, **options: int) -> Rollout:
-    arguments = {"max_length": 16, "seed": 3, "step": 5} | options
-    return sample(model, given, eos_ids=EOS, pad_id=0, temperature=0.9, **arguments)
 
 
 def test_uniforms_are_uniform_and_depend_on_every_argument() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.runs import train
 from rich.console import Console
-from test_training import train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import train
+from helpers.runs import train
 from torch.utils._python_dispatch import TorchDispatchMode  # the only way to see a backward pass's operations
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-import wbread
+from helpers import wbread
 from rich.console import Console
 
 from rlhf_cli.tracking.console import ConsoleTracker, clock, sparkline

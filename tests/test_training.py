@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import wbread
+from helpers import wbread
+from helpers.runs import SMALL, numbers, train
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.engine import read as forward
@@ -16,22 +17,6 @@ from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.training import update
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-SMALL = [
-    "scale=mini", "tracking=none", "steps=3", "data.train=30", "data.test=12", "data.labeler=vader", "val.prompts=6",
-    "val.every=2", "checkpoint.every=1", "rollout.batch_size=8", "rollout.max_response_length=8",
-    "optim.micro_batch_size=4",
-]  # fmt: skip
-TIMINGS = ("time/", "throughput/", "memory/")
-
-
-def train(folder: Path, *overrides: str) -> int:
-    return dispatch(["train", *SMALL, f"hydra.run.dir={folder}", *overrides])
-
-
-def numbers(folder: Path) -> list[dict]:
-    rows = read_jsonl(folder / "metrics.jsonl")
-    return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
 
 
 def test_a_run_leaves_what_the_contract_says(tmp_path: Path) -> None:

@@ -11,56 +11,31 @@ def run(cfg: DictConfig) -> float:
     """Two checkpoints on the same prompts with the same random numbers; writes compare.json and compare.html."""
     from hydra.core.hydra_config import HydraConfig
 
-    from rlhf_cli.build.paths import model_path
     from rlhf_cli.commands.eval import judged_experiment, on_prompts
-    from rlhf_cli.commands.sample import DEFAULT
+    from rlhf_cli.commands.sample import typed_prompts
     from rlhf_cli.config.compose import settle
-    from rlhf_cli.config.errors import UserError
-    from rlhf_cli.data.prompts import PromptSet, Template
-    from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.evaluation.attribution import leave_one_word_out
     from rlhf_cli.evaluation.win_rate import UNTRAINED
-    from rlhf_cli.report.page import render
-    from rlhf_cli.report.sections import compare_section
-    from rlhf_cli.runs.checkpoint import find_checkpoint
     from rlhf_cli.runs.folder import first_line
-    from rlhf_cli.runs.status import mark_reported, write_atomic
-
-    def notify(text: str) -> None:
-        print(text, flush=True)
+    from rlhf_cli.runs.status import mark_reported
 
     hydra = HydraConfig.get()
     config = settle("compare", cfg, list(hydra.overrides.task))
     judged, first = judged_experiment(config, first_line(config))
-    if config.against in (None, "none"):
-        second, path = None, model_path(config.actor, config, notify)
-    else:
-        second = find_checkpoint(config.against, notify)
-        path = str(second / "actor")
-    if load_tokenizer(path).get_vocab() != judged.policy.tokenizer.get_vocab():
-        raise UserError("the two policies have different tokenizers: they cannot be given the same prompts")
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
-    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
-    policy = judged.policy
-    shown = PromptSet.make(typed, template, policy.tokenizer, pad_id=policy.generation.pad_id)
+    other, second = opponent(config, judged)
+    shown = typed_prompts(config, judged.policy.tokenizer, judged.policy.generation.pad_id)
     names = (str(first or UNTRAINED), str(second or UNTRAINED))
     columns: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
-    for one in (policy, policy.with_model(load_actor(path, device=judged.compute.device))):
+    for one in (judged.policy, other):
         columns.append((on_prompts(judged, one, shown, config)[1], on_prompts(judged, one, judged.test, config)[1]))
     (read_a, test_a), (read_b, test_b) = columns
     rates = compare_scores(judged, test_a, test_b)
     read = [*read_a, *read_b]
     for row, pieces in zip(read, leave_one_word_out(judged.reward.score, as_texts(read)), strict=True):
         row["earned"] = pieces
-    folder = Path(hydra.runtime.output_dir)
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
-    write_atomic(folder / "compare.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    write_atomic(folder / "compare.md", markdown(names, read_a, read_b, rates))
     show(names, read_a, read_b, rates)
-    simulation = config.scale == "mini"
-    page = render([], [compare_section(kept)], title="rlhf compare", simulation=simulation)
-    write_atomic(folder / "compare.html", page)
-    notify(f"written: {', '.join(str(folder / f'compare.{kind}') for kind in ('json', 'md', 'html'))}")
+    write(Path(hydra.runtime.output_dir), kept, simulation=config.scale == "mini")
     rate = float(rates["reward"]["rate"])
     if config.fail_below is not None and rate < config.fail_below:
         error = BelowWanted(f"B wins {rate:.3f} of the prompts, less than fail_below={config.fail_below:g}")
@@ -68,6 +43,48 @@ def run(cfg: DictConfig) -> float:
         mark_reported(error)
         raise error
     return rate
+
+
+def notify(text: str) -> None:
+    print(text, flush=True)
+
+
+def opponent(config: Any, judged: Any) -> tuple[Any, Path | None]:
+    """(the policy of `against`, its checkpoint or None for the untrained actor).
+
+    Raises UserError where its tokenizer is another one.
+    """
+    from rlhf_cli.build.paths import model_path
+    from rlhf_cli.config.errors import UserError
+    from rlhf_cli.engine.load import load_actor, load_tokenizer
+    from rlhf_cli.runs.checkpoint import find_checkpoint
+
+    if config.against in (None, "none"):
+        checkpoint, path = None, model_path(config.actor, config, notify)
+    else:
+        checkpoint = find_checkpoint(config.against, notify)
+        path = str(checkpoint / "actor")
+    if load_tokenizer(path).get_vocab() != judged.policy.tokenizer.get_vocab():
+        raise UserError("the two policies have different tokenizers: they cannot be given the same prompts")
+    return judged.policy.with_model(load_actor(path, device=judged.compute.device)), checkpoint
+
+
+def write(folder: Path, kept: dict[str, Any], *, simulation: bool) -> None:
+    """compare.json, compare.md and compare.html."""
+    from rlhf_cli.report.page import render
+    from rlhf_cli.report.sections import compare_section
+    from rlhf_cli.runs.status import write_atomic
+
+    (read_a, read_b), names = kept["typed"], (kept["a"], kept["b"])
+    page = render([], [compare_section(kept)], title="rlhf compare", simulation=simulation)
+    files = {
+        "json": json.dumps(kept, indent=1, ensure_ascii=False) + "\n",
+        "md": markdown(names, read_a, read_b, kept["win_rate"]),
+        "html": page,
+    }
+    for kind, text in files.items():
+        write_atomic(folder / f"compare.{kind}", text)
+    notify(f"written: {', '.join(str(folder / f'compare.{kind}') for kind in files)}")
 
 
 class BelowWanted(Exception):

@@ -1,5 +1,9 @@
 """rlhf sample"""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from omegaconf import DictConfig
 
 DEFAULT = ["This movie is", "The plot is good", "I love this", "I think this film is"]
@@ -13,18 +17,18 @@ def run(cfg: DictConfig) -> None:
 
     from rlhf_cli.commands.eval import judged_experiment, on_prompts
     from rlhf_cli.config.compose import settle
-    from rlhf_cli.data.prompts import PromptSet, Template
     from rlhf_cli.rewards.scorer import joined
     from rlhf_cli.runs.folder import first_line
     from rlhf_cli.tracking.text import printable
 
     config = settle("sample", cfg, list(HydraConfig.get().overrides.task))
+    if config.out:
+        write_samples(config)
+        return
     judged, checkpoint = judged_experiment(config, first_line(config))
     print(f"written by {checkpoint or 'the untrained actor (checkpoint=… names a trained one)'}", flush=True)
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
-    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT]
     policy = judged.policy
-    prompts = PromptSet.make(typed, template, policy.tokenizer, pad_id=policy.generation.pad_id)
+    prompts = typed_prompts(config, policy.tokenizer, policy.generation.pad_id, each=config.n)
     _, rows = on_prompts(judged, policy, prompts, config)
     console = Console()
     for row in rows:
@@ -32,3 +36,74 @@ def run(cfg: DictConfig) -> None:
         text = Text(whole)
         text.stylize("bold", 0, len(row["prefix"]))
         console.print(text, Text(f"  [score {row['score']:.3f}]", style="dim"))
+
+
+def typed_prompts(config: Any, tokenizer: Any, pad_id: int, *, each: int = 1) -> Any:
+    """The prompts of the review starts that were typed, or of four examples, `each` so many times."""
+    from rlhf_cli.data.prompts import PromptSet, Template
+
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT for _ in range(each)]
+    return PromptSet.make(typed, template, tokenizer, pad_id=pad_id)
+
+
+def write_samples(config: Any) -> None:
+    """Write what the policy samples to `config.out`, with its numbers, a JSON object a line; loads no reward model."""
+    from rlhf_cli.build.experiment import how_to_generate, say_way
+    from rlhf_cli.build.paths import model_path
+    from rlhf_cli.build.prompt_data import check_fit
+    from rlhf_cli.data.prompts import response_texts
+    from rlhf_cli.engine.device import compute
+    from rlhf_cli.engine.load import load_actor, load_tokenizer
+    from rlhf_cli.engine.sample import sample
+    from rlhf_cli.runs.checkpoint import find_checkpoint
+    from rlhf_cli.runs.folder import first_line
+    from rlhf_cli.training.validation import SAMPLING_STEP
+
+    def notify(text: str) -> None:
+        print(text, flush=True)
+
+    notify(first_line(config))
+    path = model_path(config.actor, config, notify)
+    if config.checkpoint not in (None, "none"):
+        path = str(find_checkpoint(config.checkpoint, notify) / "actor")
+    where, tokenizer = compute(config.device, config.precision), load_tokenizer(path)
+    actor = load_actor(path, device=where.device)
+    say_way(actor, notify)
+    how = how_to_generate(config, actor, tokenizer)
+    texts = typed_prompts(config, tokenizer, how.pad_id)
+    check_fit(actor, texts.ids, how.max_length)
+    prompts = texts.prompts(list(range(len(texts))), group_size=config.n)
+    options: dict[str, Any] = {
+        "eos_ids": how.eos_ids,
+        "pad_id": how.pad_id,
+        "max_length": how.max_length,
+        "seed": how.seed,
+    }
+    count = 0
+    with Path(config.out).expanduser().open("w", encoding="utf-8") as file:
+        for at in range(0, len(prompts), config.rollout.micro_batch_size):
+            some = prompts.select(slice(at, at + config.rollout.micro_batch_size)).to(where.device)
+            with where.autocast():
+                drawn = sample(actor, some, temperature=how.temperature, step=SAMPLING_STEP, **options)
+            for row, prompt in zip(_rows(drawn), some.group.tolist(), strict=True):
+                ids = texts.ids[prompt]
+                kept = [t for t in row["response_ids"] if t not in how.eos_ids]
+                said = {
+                    "prompt": tokenizer.decode(ids),
+                    "response": response_texts(tokenizer, [ids], [kept])[0],
+                    "prompt_ids": ids,
+                }
+                file.write(json.dumps(said | row, ensure_ascii=False) + "\n")
+                count += 1
+    notify(f"written: {config.out}, {count} samples")
+
+
+def _rows(drawn: Any) -> list[dict[str, Any]]:
+    """The responses' ids, log-probs (nats, at the rollout's temperature) and whether an EOS token ended them."""
+    lengths, ended = drawn.lengths.tolist(), drawn.ended.tolist()
+    responses, logprobs = drawn.responses.tolist(), drawn.logprobs.tolist()
+    return [
+        {"response_ids": ids[:n], "logprobs": numbers[:n], "ended": over}
+        for ids, numbers, n, over in zip(responses, logprobs, lengths, ended, strict=True)
+    ]

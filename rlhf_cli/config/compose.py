@@ -24,6 +24,7 @@ from rlhf_cli.config.schema import (
     ProbeConfig,
     ReportConfig,
     RewardTrainConfig,
+    SampleConfig,
 )
 from rlhf_cli.config.section import Section
 
@@ -187,7 +188,7 @@ def schema_of(command: str) -> type[Section]:
     schemas: dict[str, type[Section]] = {
         "report": ReportConfig,
         "eval": EvalConfig,
-        "sample": EvalConfig,
+        "sample": SampleConfig,
         "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
         "probe": ProbeConfig,

@@ -264,11 +264,18 @@ class Config(Section):
 
 
 class EvalConfig(Config):
-    """`rlhf eval` and `rlhf sample`."""
+    """`rlhf eval`."""
 
     checkpoint: str | None  # type: ignore[assignment]  # here the key names one, there it says how often
     prefixes: list[str]
     trust_config: bool
+
+
+class SampleConfig(EvalConfig):
+    """`rlhf sample`."""
+
+    out: str | None
+    n: int = Count
 
 
 class CompareConfig(EvalConfig):

@@ -24,6 +24,7 @@ def without_dropout(model: Any) -> Any:
             module.p = 0.0
         _zero(module)
     model.eval()
+    model.__dict__.pop(EVALUATES, None)
     if not _is_deterministic(model):
         _zero(model.config)
         model.__dict__[EVALUATES] = not _is_deterministic(model)

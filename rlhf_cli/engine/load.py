@@ -45,7 +45,10 @@ def _causal_lm(path: str, device: torch.device, **options: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     _refuse_encoders(path)
-    return _placed(_model(AutoModelForCausalLM, path, **options), device)
+    model = _model(AutoModelForCausalLM, path, **options)
+    if path.endswith(".gguf") and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # its weights are plain numbers by now, and are saved as such
+    return _placed(model, device)
 
 
 def _checked(model: Any) -> Any:
@@ -201,7 +204,9 @@ def _model(auto: Any, path: str, *, new: tuple[str, ...] = (), **options: Any) -
 
 def _load(auto: Any, path: str, **options: Any) -> Any:
     quiet()
-    if Path(path).expanduser().is_dir():
+    if path.endswith(".gguf") and Path(path).expanduser().is_file():
+        options["gguf_file"], path = Path(path).name, str(Path(path).expanduser().parent)
+    elif Path(path).expanduser().is_dir():
         path = str(Path(path).expanduser())
     elif names_a_folder(path):
         raise UserError(f"{path}: no such folder (give a local model folder or a hub id such as Qwen/Qwen2.5-0.5B)")
@@ -216,6 +221,10 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
         options["local_files_only"] = True
     try:
         return auto.from_pretrained(path, trust_remote_code=False, **options)
+    except ImportError as error:
+        if "gguf_file" in options:
+            raise UserError(f"reading {options['gguf_file']} needs two packages: pip install 'rlhf[gguf]'") from error
+        raise
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error

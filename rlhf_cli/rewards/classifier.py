@@ -55,13 +55,18 @@ class Classifier:
 
 
 def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
-    """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order."""
-    result = torch.zeros(len(ids), judge.model.config.num_labels)
-    for chosen in batches([len(row) for row in ids], judge.batch_size):
-        batch = judge.tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt").to(judge.device)
+    """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order.
+
+    Equal texts are read once: in another batch the last digits would differ.
+    """
+    places = {row: at for at, row in enumerate(dict.fromkeys(map(tuple, ids)))}
+    distinct = [list(row) for row in places]
+    result = torch.zeros(len(distinct), judge.model.config.num_labels)
+    for chosen in batches([len(row) for row in distinct], judge.batch_size):
+        batch = judge.tokenizer.pad({"input_ids": [distinct[i] for i in chosen]}, return_tensors="pt").to(judge.device)
         logits = judge.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         result[chosen] = logits.float().cpu()
-    return result
+    return result[[places[tuple(row)] for row in ids]]
 
 
 PADDING = 256
