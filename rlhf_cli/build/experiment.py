@@ -87,7 +87,7 @@ def make_experiment(
 ) -> Experiment:
     """Load everything. `learns`: with a critic, which a policy that is only judged needs not; see `to_learn`."""
     torch.manual_seed(config.seed)
-    where = compute(config.device, config.precision)
+    where, algo = compute(config.device, config.precision), algorithm(config)
     base = model_path(config.actor, config, notify)
     reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
     rows = prefixes(config, where, notify)
@@ -125,7 +125,7 @@ def make_experiment(
         test=test,
         reward=reward,
         gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
-        algo=algorithm(config),
+        algo=algo,
         outer=outer_loop(config, continual(config, learned, where, notify)),
     )
 

@@ -165,6 +165,7 @@ class Algo(Section):
     baseline: Literal["none", "batch_mean", "critic"]
     reward_to_go: bool
     surrogate: Literal["clip", "kl_penalty", "ratio", "policy_gradient"]
+    loss: str | None = None
     kl: Literal["reward", "loss", "none"]
     kl_estimator: Literal["k1", "k2", "k3", "full"]
     kl_direction: Literal["policy_ref", "ref_policy"]

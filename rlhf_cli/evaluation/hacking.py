@@ -75,7 +75,7 @@ def signs(now: Judged, start: Judged) -> dict[str, float]:
     - gold_gap: how much clearer the win over the untrained policy is under the proxy than under the gold judge, each
       as wins minus losses on the same prompts. Ranks, so that two judges with different scales compare.
     """
-    rise = {name: now.panel[name] - start.panel[name] for name in ("shared_phrases", "off_topic", "abuse")}
+    rise = {name: now.panel[name] - start.panel[name] for name in FULL if name in now.panel.keys() & start.panel.keys()}
     rise["repetition"] = max(now.panel[f"repetition_{n}"] - start.panel[f"repetition_{n}"] for n in (2, 3, 4))
     rise["garbled"] = math.log(now.panel["perplexity"] / start.panel["perplexity"])
     if now.gold is not None and start.gold is not None:
