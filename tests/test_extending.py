@@ -1,4 +1,4 @@
-"""The recipes of docs/extending.md, followed literally: their blocks are written and applied to a copy of the project."""
+"""The recipes of docs/extending.md, followed literally: their blocks are applied to a copy of the project."""
 
 import re
 import shutil
@@ -13,6 +13,7 @@ from helpers.bandit import Bandit
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.engine.decoder import KINDS
 from rlhf_cli.rewards.scorer import Texts, python_score
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +78,7 @@ def test_every_recipe_is_short() -> None:
         assert recipe(number)
         by_part = [recipe(1)[:1], recipe(1)[1:]] if number == 1 else [recipe(number)]
         for blocks in by_part:
-            lines = [line for block in blocks for line in block.lines if line[0] != " " or block.kind != "diff"]
+            lines = [line for block in blocks for line in block.lines if block.kind != "diff" or line[0] != " "]
             assert 0 < len(lines) <= CODE_LINES
 
 
@@ -135,9 +136,10 @@ trackers.finish("done")
     assert (project / "run" / "metrics.jsonl").exists()
 
 
-def test_a_model_family(project: Path, tmp_path: Path) -> None:
+def test_a_model_family(project: Path) -> None:
+    assert "seed_oss" not in KINDS
+    follow(4, project)
     code = """
-import sys
 from pathlib import Path
 from helpers.compare import differences
 from helpers.tiny_models import make, tokenizer
@@ -146,8 +148,6 @@ tokens = tokenizer(Path("tokens"), [r.text for r in generate_reviews(100, seed=0
 found = differences(make("seed_oss", Path("model"), tokens))
 print(found.way, found.numbers < 1e-4, found.gradients < 1e-3)
 """
-    assert run(project, code) == "plain True True"
-    follow(4, project)
     assert run(project, code) == "fast True True"
 
 
@@ -155,7 +155,8 @@ def test_a_sign_in_the_hacking_panel(project: Path) -> None:
     follow(5, project)
     code = """
 from rlhf_cli.evaluation.hacking import Judged, hacking_index, signs, text_panel
-calm, loud = (text_panel([f"film {i} was {word}" for i in range(4)]) | {"perplexity": 3.0} for word in ("bad.", "bad!!"))
+said = (["the film was bad" + end] * 4 for end in (".", "!!"))
+calm, loud = (text_panel(responses) | {"perplexity": 3.0} for responses in said)
 begun, now = Judged(calm, [0.1] * 4, None), Judged(loud, [0.9] * 4, None)
 print(signs(now, begun)["shouting"], hacking_index(now, begun))
 del calm["shouting"]
