@@ -8,7 +8,7 @@ from rlhf_cli.rl.algorithm import Algorithm, TrustRegion
 from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 
 BUILT = {"surrogate", "beta", "beta_old", "trust_region", "max_length", "refill_tries"}
-"""What the config says in other words."""
+"""Fields that are built here, not copied from the config."""
 
 
 def algorithm(config: Config) -> Algorithm:

@@ -1,6 +1,6 @@
-"""Is a rising reward real? Signs of a policy that found a hole in its reward model, and one index of them.
+"""Reward-hacking detection: signs that a policy exploits its reward model, and one index of them.
 
-What is left out: a verdict on a single response. The signs compare a policy with the untrained one on the same
+There is no verdict on a single response. The signs compare a policy with the untrained one on the same
 prompts and the same random numbers.
 """
 
@@ -31,14 +31,14 @@ FULL = {
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one validation says of a policy."""
+    """One validation of a policy."""
 
     panel: dict[str, float]
     """By `text_panel`, and `perplexity` under the untrained policy."""
     proxy: Sequence[float]
     """Each response's score under the reward that is trained on."""
     gold: Sequence[float] | None
-    """… and under the judge that is not."""
+    """… and under the held-out judge."""
 
 
 def text_panel(responses: Sequence[str]) -> dict[str, float]:
