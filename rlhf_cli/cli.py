@@ -313,8 +313,8 @@ def _hydra_message(error: Exception, command: str = "") -> str:
             ProbeConfig,
             ReportConfig,
             RewardTrainConfig,
-            Section,
         )
+        from rlhf_cli.config.section import Section
 
         own: dict[str, type[Section]] = {
             "reward_train": RewardTrainConfig,

@@ -1,5 +1,6 @@
 """Every algorithm: its YAML composes, it solves a bandit, its first ratio is 1, it trains end to end."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from helpers.bandit import CPU, Bandit, config, tiny
 from helpers.runs import SMALL
 from helpers.unaligned import unaligned
+from omegaconf import OmegaConf
 
 from rlhf_cli.build.algo import algorithm
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands.doctor import Numbers
+from rlhf_cli.config.algo_schema import READ_WITH, Algo
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.engine import gate, plain
@@ -82,6 +85,9 @@ def test_solves_the_bandit(algo: str) -> None:
         ["algo=ppo", "algo.value_target=td0"],
         ["algo=ppo_classic", "algo.aggregation=sequence_total"],
         ["algo=ppo_kl", "algo.beta_old_direction=policy_old"],
+        ["algo=ppo", "algo.dual_clip=3"],
+        ["algo=ppo", "algo.surrogate=cispo"],
+        ["algo=rloo", "algo.ratio_level=sequence"],
     ],
 )
 def test_variants_solve_it_too(overrides: list[str]) -> None:
@@ -103,6 +109,8 @@ def test_variants_solve_it_too(overrides: list[str]) -> None:
         (["algo=reinforce"], [1 / 4, 1 / 4]),
         (["algo=rloo"], [1 / 2, 1 / 6]),
         (["algo=ppo_kl"], [1 / 2, 1 / 6]),
+        (["algo=cispo"], [1 / 4, 1 / 4]),
+        (["algo=reinforce_pp"], [1 / 4, 1 / 4]),
     ],
 )
 def test_what_a_token_weighs(overrides: list[str], weights: list[float]) -> None:
@@ -161,7 +169,71 @@ def test_the_first_ratio_is_exactly_1(algo: str) -> None:
     assert metrics["train/approx_kl"] == 0
 
 
-def test_a_leash_in_the_loss_holds_the_policy_back() -> None:
+def test_the_cut_is_counted_where_it_is_asked_for() -> None:
+    """clipfrac_dual, value_clipfrac and kl_loss stand in the metrics of the runs that have them, and in no other."""
+    names = {"train/clipfrac_dual", "train/value_clipfrac", "train/kl_loss"}
+    assert names & Bandit("algo=reinforce").step(1).keys() == set()
+    assert names & Bandit("algo=ppo", "algo.dual_clip=3").step(1).keys() == {
+        "train/clipfrac_dual",
+        "train/value_clipfrac",
+    }
+    bandit = Bandit("algo=grpo", beta=0.1)
+    assert names & bandit.step(1).keys() == {"train/kl_loss"}
+    metrics = bandit.step(2)
+    assert 0 < metrics["train/kl_loss"] < 1
+    cut = Bandit("algo=ppo", "algo.value_clip=1e-6", "algo.epochs=4")
+    assert 0 < cut.step(1)["train/value_clipfrac"] <= 1
+
+
+def test_gspo_gives_a_response_one_ratio() -> None:
+    """−∂loss/∂log π of a token is s A / (rows · |o|), or 0 where s is cut; s the geometric mean of the token ratios."""
+    composed = algorithm(config("algo=gspo"))
+    assert (composed.epsilon, composed.epsilon_high, composed.kl) == (3e-4, 4e-4, "none")
+    experience = written_down([1, 3], advantages=[[2.0, 0, 0], [-1.0, -1.0, -1.0]])
+    gaps = torch.tensor([[5e-4, 0, 0], [0.3, 0.3, -0.6 + 6e-4]])  # means 5e-4, over the clip, and 2e-4, within it
+    logprobs = (experience.old_logprobs + gaps).requires_grad_()
+    loss, metrics = composed.actor_loss(experience, logprobs, logprobs * 0, total=composed.total(experience))
+    loss.backward()
+    expected = torch.tensor([[0.0, 0, 0], [-1.0, -1, -1]]) * math.exp(2e-4) / 6
+    torch.testing.assert_close(-logprobs.grad, expected, rtol=1e-5, atol=1e-8)
+    assert float(metrics["clipfrac"]) == 1
+    assert float(metrics["approx_kl"]) == pytest.approx(sum(math.expm1(g) - g for g in (5e-4, 0.3, 0.3, -0.5994)), 1e-3)
+
+
+def test_cispo_cuts_the_weight_and_keeps_the_gradient() -> None:
+    composed = algorithm(config("algo=cispo", "algo.epsilon_high=0.5"))
+    experience = written_down([1, 3], advantages=[[2.0, 0, 0], [-1.0, -1.0, -1.0]])
+    ratio = torch.tensor([[3.0, 1, 1], [0.1, 1.2, 3.0]])
+    logprobs = (experience.old_logprobs + ratio.log()).requires_grad_()
+    loss, metrics = composed.actor_loss(experience, logprobs, logprobs * 0, total=composed.total(experience))
+    loss.backward()
+    torch.testing.assert_close(-logprobs.grad, torch.tensor([[1.5 * 2, 0, 0], [-0.1, -1.2, -1.5]]) / 4)
+    torch.testing.assert_close(loss, (-torch.tensor([[1.5 * 2, 0, 0], [-0.1, -1.2, -1.5]]) * logprobs / 4).sum())
+    assert float(metrics["clipfrac"]) == 2
+
+
+def test_reinforce_pp_normalises_the_sum_of_what_follows_over_the_batch() -> None:
+    """Rewards of responses of 1 and 3 tokens: the score at the end, −β log π/π_ref on every token. β = ½, kl = −1."""
+    composed = algorithm(config("algo=reinforce_pp", "algo.beta=0.5"))
+    assert not config("algo=reinforce_pp").algo.needs_critic
+    estimated = composed.estimate(written_down([1, 3]), torch.tensor([1.0, 0.0]))
+    # old − ref = −1 on each token, so each gets +½: returns 1.5 | 1.5, 1, 0.5, of mean 1.125 and variance 0.6875 / 3
+    expected = (torch.tensor([[1.5, 1.125, 1.125], [1.5, 1.0, 0.5]]) - 1.125) / math.sqrt(0.6875 / 3)
+    torch.testing.assert_close(estimated.advantages, expected)
+
+
+def test_the_corrected_kl_has_the_gradient_of_the_kl_off_policy_too() -> None:
+    """−∂loss/∂log π of a token: with A = 0, of k3 it is ρ · log π/π_ref instead of 1 − π_ref/π."""
+    experience = written_down([1, 1], advantages=[[0.0], [0.0]])
+    logprobs = (experience.old_logprobs + torch.tensor([[0.7], [-0.2]])).requires_grad_()
+    ratio, gap = torch.tensor([[0.7], [-0.2]]).exp(), logprobs.detach()  # the reference's log-probs are 0
+    for correction, slope in (("false", 1 - (-gap).exp()), ("true", ratio * gap)):
+        composed = algorithm(config("algo=grpo", f"algo.kl_correction={correction}", "algo.beta=0.5"))
+        loss, _ = composed.actor_loss(experience, logprobs, logprobs * 0, total=2.0)
+        torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], 0.5 * slope / 2)
+
+
+def test_a_kl_penalty_in_the_loss_holds_the_policy_back() -> None:
     free, held = Bandit("algo=ppo_full"), Bandit("algo=ppo_full", beta=2.0)
     for number in range(1, 16):
         free.step(number)
@@ -298,9 +370,19 @@ def test_concatenated_rollouts_keep_their_rows() -> None:
         (["algo.beta_target=2", "algo.beta=0"], "algo.beta=0.03"),
         (["algo.beta_old_target=0.01"], "algo.surrogate=kl_penalty"),
         (["algo.retrain_epochs=1"], "algo=grpo_iterative"),
-        (["algo=grpo_iterative", "algo.iterations=2", "algo.steps_per_iteration=3"], "set steps=6"),
-        (["algo.iterations=2"], "set algo.steps_per_iteration"),
-        (["algo.mu=3"], "algo.epochs"),
+        (["algo.delta=0.02"], "algo.delta=0.02 is read only with algo.update=trust_region: set that too, or drop"),
+        (["algo=dapo", "algo.beta=0.1"], "algo.kl=reward or loss"),
+        (["algo=grpo", "algo.lambda=0.9"], "algo.advantage=gae"),
+        (["algo=grpo", "algo.value=0.5"], "algo.advantage=gae"),
+        (["algo=a2c", "algo.epsilon=0.1"], "algo.surrogate=clip or cispo"),
+        (["algo=cispo", "algo.dual_clip=3"], "algo.surrogate=clip"),
+        (["algo=ppo_kl", "algo.ratio_level=sequence"], "algo.surrogate=clip or ratio"),
+        (["algo.kl_correction=true"], "algo.kl_correction=true is read only with algo.kl=loss"),
+        (["algo=grpo", "algo.kl_correction=true", "algo.kl_estimator=k2"], "algo.kl_estimator=k3 or k1"),
+        (["algo=grpo", "algo.kl_direction=ref_policy"], "algo.kl_estimator=full"),
+        (["algo.beta_horizon=100"], "algo.beta_target=6"),
+        (["algo=grpo", "algo.retrain_lr=1e-4"], "algo=grpo_iterative"),
+        (["algo.dual_clip=0.5"], "greater than 1"),
     ],
 )
 def test_contradictions_name_the_fix(overrides: list[str], message: str) -> None:
@@ -308,10 +390,44 @@ def test_contradictions_name_the_fix(overrides: list[str], message: str) -> None
         config(*overrides)
 
 
-def test_iterative_grpo_takes_the_words_of_its_paper() -> None:
-    words = ["algo.iterations=2", "algo.steps_per_iteration=3", "algo.mu=4", "steps=6"]
-    algo = config("algo=grpo_iterative", *words).algo
-    assert (algo.iterations, algo.steps_per_iteration, algo.epochs) == (2, 3, 4)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algo=grpo", "algo.epsilon_high=0.3"],  # read, though its YAML does not name it
+        ["algo=grpo", "algo.kl=none"],  # beta and k3 come with the option: nobody typed them
+        ["algo=ppo_kl", "algo.surrogate=clip"],
+        ["algo=dapo", "algo.beta=0"],  # off, as it is
+        ["algo=grpo", "algo.lambda=0.95"],  # the default
+        ["algo=grpo", "algo.advantage=gae", "critic=qwen_base", "algo.lambda=0.9"],
+        ["algo=trpo", "algo.delta=0.02"],
+        ["algo=ppo", "algo.dual_clip=3"],
+        ["algo=grpo", "algo.kl_correction=true"],
+    ],
+)
+def test_any_choice_crosses_any_algorithm(overrides: list[str]) -> None:
+    config(*overrides)
+
+
+def test_the_defaults_of_the_schema_are_the_options() -> None:
+    """What an algorithm's YAML leaves out means what conf/algo/ppo.yaml says, or off."""
+    listed = OmegaConf.to_container(OmegaConf.load(CONF / "algo" / "ppo.yaml"), resolve=False)
+    fields = {field.alias or name: field for name, field in Algo.model_fields.items()}
+    assert listed.keys() == fields.keys()
+    defaults = {name: field.default for name, field in fields.items() if not field.is_required()}
+    assert READ_WITH.keys() <= defaults.keys()
+    assert {name for name, value in defaults.items() if listed[name] != value} == {"beta"}
+    assert defaults["beta"] == 0
+
+
+@pytest.mark.parametrize(("key", "instead"), [("mu", "algo.epochs"), ("iterations", "steps")])
+def test_the_papers_other_words_name_the_key(key: str, instead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["train", "scale=mini", "algo=grpo_iterative", f"algo.{key}=2"]) == 2
+    assert f"algo.{key}: there is no such key. Did you mean {instead}?" in capsys.readouterr().err
+
+
+def test_a_key_of_another_option_is_told_from_a_typo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["train", "scale=mini", "reward=vader", "reward.path=x"]) == 2
+    assert "reward.path: the option that is chosen does not read it" in capsys.readouterr().err
 
 
 def test_iterative_grpo_needs_a_reward_model_that_learns() -> None:

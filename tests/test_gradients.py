@@ -76,6 +76,7 @@ SLOPES: list[tuple[dict[str, Any], Callable[[float, float], float]]] = [
     ({"surrogate": "clip", "epsilon_high": HIGH}, clip_slope),
     ({"surrogate": "clip", "epsilon_high": HIGH, "dual_clip": DUAL}, dual_slope),
     ({"surrogate": "ratio"}, lambda rho, a: -rho * a),
+    ({"surrogate": "cispo", "epsilon_high": HIGH}, lambda rho, a: -min(rho, 1 + HIGH) * a),
     ({"surrogate": "policy_gradient"}, lambda rho, a: -a),
     # β (ρ − 1 − log ρ) and β (ρ log ρ − ρ + 1), by log ρ
     ({"surrogate": "kl_penalty", "beta_old": BETA}, lambda rho, a: -rho * a + BETA * (rho - 1)),

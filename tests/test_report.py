@@ -293,3 +293,13 @@ def test_arms_of_other_lengths_are_apart(tmp_path: Path) -> None:
     assert len(made) == 2
     assert comparisons(made) == []
     assert isinstance(made[0], Arm)
+
+
+def test_runs_of_two_releases_do_not_differ_in_the_keys_that_came_between(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        make(tmp_path / str(seed), [f"seed={seed}"], [0.4, 0.5])
+    older = tmp_path / "0" / "config.yaml"
+    config = yaml.safe_load(older.read_text())
+    algo = {k: v for k, v in config["algo"].items() if k not in ("ratio_level", "dual_clip", "kl_correction")}
+    older.write_text(yaml.safe_dump(config | {"algo": algo | {"mu": None, "iterations": None}}))
+    assert len(arms(find([str(tmp_path)])[0])) == 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlhf_cli.rl.advantages import gae, group_advantages, leave_one_out, reward_to_go, token_rewards
-from rlhf_cli.rl.controllers import AdaptiveKL, FixedKL
+from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 from rlhf_cli.rl.divergences import entropy, full_kl, kl_estimate, select_logprobs
 from rlhf_cli.rl.losses import (
     aggregate,
@@ -199,6 +199,11 @@ def surrogate_options() -> list[dict[str, Any]]:
     ]
 
 
+def every_surrogate() -> list[dict[str, Any]]:
+    """With cispo, of which finite differences know nothing: its weight is a constant."""
+    return [*surrogate_options(), {"surrogate": "cispo", "epsilon_high": 1.0}]
+
+
 def actor(logprobs: Tensor, options: dict[str, Any], pick: slice = slice(None), **more: Any) -> Any:
     chosen = {"epsilon": 0.2, "aggregation": "token_mean", "total": 20.0} | options | more
     old, advantages = dirty(logprobs.detach() - 0.5 * randn(6, 5, seed=3)), dirty(randn(6, 5, seed=4))
@@ -231,7 +236,7 @@ def test_unclipped_surrogates_cut_nothing() -> None:
 
 def test_at_ratio_1_every_surrogate_has_the_policy_gradient() -> None:
     advantages = randn(6, 5, seed=4)
-    for options in surrogate_options():
+    for options in every_surrogate():
         if options.get("ratio_level") == "sequence":
             continue  # each token gets 1/|o| of its response's gradient
         logprobs = randn(6, 5).requires_grad_()
@@ -250,7 +255,7 @@ def test_at_ratio_1_every_surrogate_has_the_policy_gradient() -> None:
 def test_an_absurd_ratio_stays_finite() -> None:
     logprobs = torch.tensor([[-1.0, -500.0]]).requires_grad_()
     for advantages in ([[0.0, 0.0]], [[1.0, -1.0]], [[-1.0, 1.0]]):
-        for options in surrogate_options():
+        for options in every_surrogate():
             chosen = {"epsilon": 0.2, "aggregation": "token_mean", "total": 2.0} | options
             old = torch.tensor([[-500.0, -1.0]])
             loss, _ = policy_loss(logprobs, old, torch.tensor(advantages), torch.ones(1, 2), **chosen)
@@ -354,8 +359,8 @@ def losses_of(logprobs: Tensor, how: str, pick: slice) -> Tensor:
     policy = actor(logprobs, {"surrogate": "clip"}, pick, **options)[0]
     other, mask = dirty(randn(6, 5, seed=7))[pick], MASK[pick]
     value = value_loss(logprobs[pick], other, other + 1, mask, clip=0.2, **options)[0]
-    leash = kl_loss(logprobs[pick], other, mask, estimator="k3", **options)[0]
-    return policy + value + leash
+    penalty = kl_loss(logprobs[pick], other, mask, estimator="k3", **options)[0]
+    return policy + value + penalty
 
 
 @pytest.mark.parametrize("how", AGGREGATIONS)
@@ -386,7 +391,7 @@ def test_garbage_in_the_padding_changes_nothing(how: str, estimator: str) -> Non
         x = clean(parameter)
         a, b, c = (clean(randn(6, 5, seed=seed)) for seed in (1, 2, 3))
         options = {"aggregation": how, "total": 3.0}
-        losses = [policy_loss(x, a, b, MASK, epsilon=0.2, **one, **options)[0] for one in surrogate_options()]
+        losses = [policy_loss(x, a, b, MASK, epsilon=0.2, **one, **options)[0] for one in every_surrogate()]
         losses += [value_loss(x, a, b, MASK, clip=clip, **options)[0] for clip in (None, 0.2)]
         losses += [kl_loss(x, a, MASK, estimator=estimator, old_logprobs=old, **options)[0] for old in (None, b)]
         pure = [*gae(a, b, MASK, gamma=0.9, lam=0.8), whiten(a, MASK), reward_to_go(a, MASK, gamma=0.9)]
@@ -568,6 +573,16 @@ def test_controllers() -> None:
     again = AdaptiveKL(0.9, target=6.0, horizon=1000)
     again.load_state_dict(adaptive.state_dict())
     assert again == adaptive
+    small = AdaptiveKL(0.03, target=6.0, horizon=1)
+    small.update(0.0, 8)  # 1 − 0.2 · 8 = −0.6 would make it negative: halved instead
+    assert small.value == 0.015
+    small.update(600.0, 8)  # 1 + 0.2 · 8 = 2.6: doubled instead
+    assert small.value == 0.03
+    for steady in (AdaptiveKL(0.03, target=6.0, horizon=1), DoublingKL(0.5, target=0.01)):
+        for kl in (0.0, 600.0):
+            for _ in range(2000):
+                steady.update(kl, 8)
+                assert 0 < steady.value < math.inf
     fixed = FixedKL(0.3)
     fixed.update(100.0, 100)
     assert fixed.value == 0.3

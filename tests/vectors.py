@@ -224,7 +224,7 @@ def grpo_loss(x: Inputs, p: Params, *, how: str, total: float, beta: float, weig
     )
     loss, out = policy, {"policy_objective": -policy.detach()}
     if "ref_logprobs" in x:
-        leash, metrics = kl_loss(
+        penalty, metrics = kl_loss(
             logprobs,
             x["ref_logprobs"],
             mask,
@@ -233,8 +233,8 @@ def grpo_loss(x: Inputs, p: Params, *, how: str, total: float, beta: float, weig
             total=total,
             old_logprobs=x["old_logprobs"] if weighted else None,
         )
-        loss = policy + beta * leash
-        out |= {"kl": leash.detach(), "kl_metric": metrics["kl"] / mask.sum()}
+        loss = policy + beta * penalty
+        out |= {"kl": penalty.detach(), "kl_metric": metrics["kl"] / mask.sum()}
     gradient = torch.autograd.grad(loss, logprobs)[0]
     return out | {"loss": loss.detach(), "grad_logprobs": gradient}
 

@@ -2,8 +2,9 @@
 
 from dataclasses import fields
 
+from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.dotted import function_named
-from rlhf_cli.config.schema import Algo, Config
+from rlhf_cli.config.schema import Config
 from rlhf_cli.rl.algorithm import Algorithm, TrustRegion
 from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 

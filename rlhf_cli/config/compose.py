@@ -25,8 +25,8 @@ from rlhf_cli.config.schema import (
     ReportConfig,
     RewardTrainConfig,
     SampleConfig,
-    Section,
 )
+from rlhf_cli.config.section import Section
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -180,7 +180,7 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
             values = _gone_on(folder, values, overrides, aloud=True)
     elif command == "train" and values["resume"]:
         values = _gone_on(Path(values["resume"]), values, overrides, aloud=folder is not None)
-    return validate(values, schema)
+    return validate(values, schema, typed=_names(overrides))
 
 
 def schema_of(command: str) -> type[Section]:

@@ -1,5 +1,6 @@
 """What a config says that is wrong, in one message that tells what to type."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,10 +10,16 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 
 
-def validate(composed: dict[str, Any], schema: type[BaseModel] = Config) -> Any:
-    """Check a composed config; raise `UserError` with every fault in one message."""
+def validate(composed: dict[str, Any], schema: type[BaseModel] = Config, *, typed: Iterable[str] = ()) -> Any:
+    """Check a composed config; raise `UserError` with every fault in one message.
+
+    `typed`: the keys on the command line, such as "algo.delta"; those that nothing reads are refused.
+    """
+    groups: dict[str, set[str]] = {}
+    for group, _, key in (name.partition(".") for name in typed):
+        groups.setdefault(group, set()).add(key)
     try:
-        return schema.model_validate(composed)
+        return schema.model_validate(composed, context=groups)
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(item, schema)}" for item in error.errors())
         raise UserError(f"The configuration is wrong:\n{faults}") from None
@@ -35,14 +42,17 @@ ELSEWHERE = {
     "critic_learning_rate": "optim.critic_lr", "max_steps": "steps", "total_steps": "steps", "kl_coef": "algo.beta",
     "init_kl_coef": "algo.beta", "cliprange": "algo.epsilon", "lam": "algo.lambda", "vf_coef": "algo.value",
     "num_ppo_epochs": "algo.epochs", "ppo_epochs": "algo.epochs", "num_generations": "algo.group_size",
+    "mu": "algo.epochs", "iterations": "steps",
     "max_new_tokens": "rollout.max_response_length", "max_completion_length": "rollout.max_response_length",
 }  # fmt: skip
-"""What other tools call our keys."""
+"""What other tools, papers and older releases call our keys."""
 
 
 def unknown_key(key: str, schema: type[BaseModel]) -> str:
     """The message for a key that does not exist, with the nearest one that does."""
     known = _keys(schema)
+    if key in known:
+        return f"{key}: the option that is chosen does not read it: drop it, or choose another option"
     by_name = {name.rpartition(".")[2]: name for name in known}
     last = key.rpartition(".")[2]
     near = [ELSEWHERE[last]] if ELSEWHERE.get(last) in known else get_close_matches(key, known, n=1)

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from rlhf_cli import __version__
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Before, Section
+from rlhf_cli.config.section import Before, Section
 
 ABSENT: Any = object()
 
@@ -32,6 +32,10 @@ def renewed(saved: dict[str, Any]) -> dict[str, Any]:
     algo = _section_of(new, "algo")
     if "refresh_reference" in algo:  # the paper's word since
         algo["steps_per_iteration"] = algo.pop("refresh_reference")
+
+    # second words for algo.epochs and for steps, which the saved config holds as well
+    algo.pop("mu", None)
+    algo.pop("iterations", None)
 
     return new
 

@@ -1,45 +1,18 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
-Count = Field(ge=1)
-CountOrZero = Field(ge=0)
-Seed = Field(ge=0, lt=2**32)
-
-
-@dataclass(frozen=True)
-class Before:
-    """On a key that a release added: the value that means what runs did before it, `Annotated[int, Before(0)]`.
-
-    Runs whose saved config lacks the key go on with that value; a test asks for one on every key that is new.
-    """
-
-    value: Any
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """steps=true would be 1."""
-        kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = {kind, *get_args(kind)}
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
-            raise PydanticCustomError("number", "input should be a number")
-        return value
+from rlhf_cli.config.algo_schema import Algo
+from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 
 
 class Model(Section):
     name: str
-    hub: str | None
-    path: str | None
+    hub: str | None = None
+    path: str | None = None
 
 
 class Endpoint(Section):
@@ -82,8 +55,6 @@ class Form(Section):
 class Gold(Model):
     """One judge of texts. Keys with a default stand only in the options that use them."""
 
-    hub: str | None = None
-    path: str | None = None
     target: str = "negative"
     text: Literal["response", "prefix_response", "chat"] = "prefix_response"
     batch_size: int = Field(64, ge=1)
@@ -102,7 +73,7 @@ class Source(Gold):
 class Reward(Gold):
     every_tokens: int = Field(0, ge=0)
     combine: Literal["sum", "mean", "min"] = "sum"
-    sources: dict[str, Source] = {}
+    sources: dict[str, Source] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _python_and_a_function(self) -> Self:
@@ -156,108 +127,6 @@ class Prompt(Section):
     def _has_prefix(self) -> Self:
         if "{prefix}" not in self.user:
             raise ValueError("prompt.user must contain {prefix}: that is where the review's start goes")
-        return self
-
-
-class Algo(Section):
-    name: str
-    advantage: Literal["gae", "group", "leave_one_out", "returns"]
-    baseline: Literal["none", "batch_mean", "critic"]
-    reward_to_go: bool
-    surrogate: Literal["clip", "kl_penalty", "ratio", "policy_gradient"]
-    loss: str | None = None
-    kl: Literal["reward", "loss", "none"]
-    kl_estimator: Literal["k1", "k2", "k3", "full"]
-    kl_direction: Literal["policy_ref", "ref_policy"]
-    aggregation: Literal["sequence_mean", "token_mean", "sequence_sum", "sequence_total"]
-    group_scale: Literal["std", "none"]
-    whiten: bool
-    group_size: int = Count
-    epochs: int = Count
-    minibatches: int = Count
-    target_kl: float | None = Field(gt=0)
-    epsilon: float = Field(gt=0, lt=1)
-    epsilon_high: float | None = Field(gt=0)
-    beta: float = Field(ge=0)
-    beta_target: float | None = Field(gt=0)
-    beta_horizon: int = Count
-    beta_old: float = Field(ge=0)
-    beta_old_target: float | None = Field(gt=0)
-    beta_old_direction: Literal["old_policy", "policy_old"]
-    gamma: float = Field(gt=0, le=1)
-    lam: float = Field(ge=0, le=1, alias="lambda")
-    value_target: Literal["lambda_return", "final_score", "td0"]
-    value_clip: float | None = Field(gt=0)
-    value: float = Field(ge=0)
-    entropy: float = Field(ge=0)
-    ptx: float = Field(ge=0)
-    ptx_source: str | None
-    ptx_batch_size: int = Count
-    filter: Literal["none", "refill"]
-    refill_tries: int = Count
-    overlong_buffer: int = CountOrZero
-    steps_per_iteration: int = CountOrZero
-    iterations: int | None = Field(ge=1)
-    mu: int | None = Field(ge=1)
-    retrain_epochs: int = CountOrZero
-    retrain_history: float = Field(ge=0, lt=1)
-    retrain_lr: float = Field(gt=0)
-    retrain_judge: str | None
-    update: Literal["gradient", "trust_region"]
-    delta: float = Field(gt=0)
-    damping: float = Field(gt=0)
-    cg_steps: int = Count
-    line_search_steps: int = Count
-    old_logprobs: Literal["recompute", "rollout"]
-
-    @property
-    def needs_critic(self) -> bool:
-        return self.advantage == "gae" or (self.advantage == "returns" and self.baseline == "critic")
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        grouped = self.advantage in ("group", "leave_one_out")
-        if grouped and self.group_size < 2:
-            raise ValueError(
-                f"algo.advantage={self.advantage} compares the responses to one prompt: "
-                f"algo.group_size={self.group_size} must be at least 2 (try algo.group_size=8)"
-            )
-        if self.filter == "refill" and not grouped:
-            raise ValueError(
-                f"algo.filter=refill drops groups of equal rewards, which algo.advantage={self.advantage} does not "
-                "have: use algo.advantage=group, or algo.filter=none"
-            )
-        if self.surrogate == "kl_penalty" and not self.beta_old:
-            raise ValueError("algo.surrogate=kl_penalty with algo.beta_old=0 has no leash: try algo.beta_old=0.5")
-        if self.beta_old_target is not None and self.surrogate != "kl_penalty":
-            raise ValueError("algo.beta_old_target adapts algo.beta_old: it needs algo.surrogate=kl_penalty")
-        if self.beta_target is not None and (self.kl == "none" or not self.beta):
-            raise ValueError(
-                "algo.beta_target steers algo.beta by factors and has nothing to steer: set algo.kl=reward "
-                "algo.beta=0.03, or algo.beta_target=null"
-            )
-        if self.surrogate == "policy_gradient" and self.epochs * self.minibatches > 1 and self.update == "gradient":
-            raise ValueError(
-                "algo.surrogate=policy_gradient is on-policy, one update a batch: set algo.epochs=1 "
-                "algo.minibatches=1, or correct for older updates with algo.surrogate=ratio"
-            )
-        if self.retrain_epochs and not (grouped and self.steps_per_iteration and self.filter == "none"):
-            raise ValueError(
-                "algo.retrain_epochs ranks the responses to one prompt at each algo.steps_per_iteration: it needs "
-                "algo=grpo_iterative, or algo.retrain_epochs=0"
-            )
-        if self.update == "trust_region" and self.ptx:
-            raise ValueError("algo.update=trust_region takes no algo.ptx: set algo.ptx=0 or algo.update=gradient")
-        if self.update == "trust_region" and self.target_kl is not None:
-            raise ValueError(
-                "algo.target_kl ends epochs early, and a trust region takes one step: set algo.delta, or "
-                "algo.target_kl=null"
-            )
-        if self.mu is not None and self.mu != self.epochs:
-            raise ValueError(
-                f"algo.mu={self.mu} and algo.epochs={self.epochs} are two words for one thing: with "
-                "algo=grpo_iterative set algo.mu, elsewhere algo.epochs"
-            )
         return self
 
 
@@ -372,13 +241,6 @@ class Config(Section):
             raise ValueError("shard=true needs algo.update=gradient and a critic of its own (not critic=shared)")
         if algo.update == "trust_region" and self.critic.name == "shared":
             raise ValueError("algo.update=trust_region moves the actor by itself: use another critic than shared")
-        if algo.iterations is not None and self.steps != algo.iterations * algo.steps_per_iteration:
-            wanted = algo.iterations * algo.steps_per_iteration
-            raise ValueError(
-                f"algo.iterations={algo.iterations} x algo.steps_per_iteration={algo.steps_per_iteration} are {wanted} "
-                f"steps, not steps={self.steps}: "
-                + (f"set steps={wanted}, or algo.iterations=null" if wanted else "set algo.steps_per_iteration too")
-            )
         if algo.overlong_buffer > self.rollout.max_response_length:
             raise ValueError(
                 f"algo.overlong_buffer={algo.overlong_buffer} is longer than "

@@ -7,6 +7,8 @@ from typing import Any
 
 from rlhf_cli.config.compose import flat, saved_config
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.older import as_before
+from rlhf_cli.config.schema import Config
 from rlhf_cli.evaluation.hacking import onset
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import printable
@@ -51,12 +53,20 @@ class Run:
         return onset(self.curve("hacking/index"), self.config.get("stop.hacking_index", 1.0))
 
 
+def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that releases since have added or given up: else older and newer runs would differ in those."""
+    try:
+        return as_before(saved, Config, {})
+    except UserError:  # a newer release's, or edited by hand: it can be shown all the same
+        return saved
+
+
 def load(folder: Path) -> Run:
     """Raises UserError where a file of the run cannot be read."""
     try:
         return Run(
             folder=folder,
-            config=flat(saved_config(folder)),
+            config=flat(_of_today(saved_config(folder))),
             status=_object(folder / "status.json"),
             environment=_object(folder / "environment.json"),
             metrics=_rows(folder / "metrics.jsonl"),

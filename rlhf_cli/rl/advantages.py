@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from rlhf_cli.rl.masked import Mask, masked_sum, zero_outside
+from rlhf_cli.rl.masked import Mask, zero_outside
 
 
 def token_rewards(
@@ -107,8 +107,3 @@ def leave_one_out(scores: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Floa
     _, inverse, counts = group.unique(return_inverse=True, return_counts=True)
     n = counts[inverse]
     return (group_advantages(scores, group, scale="none") * n / (n - 1).clamp(min=1)).to(scores.dtype)
-
-
-def sequence_returns(rewards: Float[Tensor, "B R"], mask: Mask) -> Float[Tensor, " B"]:
-    """The sum of a response's rewards."""
-    return masked_sum(rewards, mask, 1)

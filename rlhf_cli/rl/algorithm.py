@@ -10,7 +10,7 @@ from rlhf_cli.rl.advantages import gae, group_advantages, leave_one_out, reward_
 from rlhf_cli.rl.controllers import FixedKL
 from rlhf_cli.rl.divergences import kl_estimate
 from rlhf_cli.rl.losses import TokenLoss, aggregate, aggregation_total, kl_loss, policy_loss, value_loss
-from rlhf_cli.rl.masked import Mask, masked_mean, whiten, zero_outside
+from rlhf_cli.rl.masked import Mask, masked_mean, masked_sum, whiten, zero_outside
 from rlhf_cli.rl.rollout import Experience
 
 
@@ -44,11 +44,13 @@ class Algorithm:
     refill_tries: int = 0
 
     surrogate: str | TokenLoss = "clip"
+    ratio_level: str = "token"
     aggregation: str = "sequence_mean"
     max_length: int = 1
     """R: the constant of `sequence_sum`."""
     epsilon: float = 0.2
     epsilon_high: float | None = None
+    dual_clip: float | None = None
     value_clip: float | None = None
     value: float = 1.0
     entropy: float = 0.0
@@ -57,6 +59,8 @@ class Algorithm:
     kl: str = "reward"
     kl_estimator: str = "k1"
     kl_direction: str = "policy_ref"
+    kl_correction: bool = False
+    """Of the KL in the loss: weighted by π/π_old, so that it is unbiased after the first update too."""
     beta: FixedKL = field(default_factory=lambda: FixedKL(0.0))
     """The weight of the KL to the reference."""
     beta_old: FixedKL = field(default_factory=lambda: FixedKL(0.0))
@@ -84,7 +88,12 @@ class Algorithm:
         self, batch: Experience, scores: Float[Tensor, " B"], early: Float[Tensor, "B R"] | None = None
     ) -> Experience:
         """Fill in advantages and returns from the rewards of whole responses; `early`: what of them is paid before the
-        last token."""
+        last token.
+
+        `whiten` normalises the advantages over the response tokens of the whole batch. With advantage="returns" and
+        kl="reward" that is REINFORCE++ (Hu et al. 2025, arXiv 2501.03262): (A − mean)/std of
+        A_t = r − β Σ_{i≥t} log(π_old/π_ref)_i.
+        """
         mask = batch.rollout.mask
         kl = None
         if self.kl == "reward":
@@ -156,7 +165,7 @@ class Algorithm:
         total: float,
         full_kl: Float[Tensor, "B R"] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Surrogate, the KL where it sits in the loss, and the entropy bonus."""
+        """Surrogate, the KL penalty where it sits in the loss, and the entropy bonus."""
         mask = batch.rollout.mask
         assert batch.advantages is not None
         loss, metrics = policy_loss(
@@ -167,28 +176,42 @@ class Algorithm:
             surrogate=self.surrogate,
             epsilon=self.epsilon,
             epsilon_high=self.epsilon_high,
+            dual_clip=self.dual_clip,
             beta_old=self.beta_old.value,
             direction=self.beta_old_direction,
+            ratio_level=self.ratio_level,
             aggregation=self.aggregation,
             total=total,
         )
-        if self.kl == "loss" and self.beta.value:
-            if self.full_kl("loss"):
-                assert full_kl is not None
-                penalty = aggregate(full_kl, mask, how=self.aggregation, total=total)
-            else:
-                penalty, _ = kl_loss(
-                    logprobs,
-                    batch.ref_logprobs,
-                    mask,
-                    estimator=self.kl_estimator,
-                    aggregation=self.aggregation,
-                    total=total,
-                )
-            loss = loss + self.beta.value * penalty
+        if self.kl_in_loss:
+            penalty, measured = self._kl_penalty(batch, logprobs, full_kl, total)
+            loss, metrics = loss + self.beta.value * penalty, metrics | measured
         if self.entropy:
             loss = loss - self.entropy * aggregate(entropies, mask, how=self.aggregation, total=total)
         return loss, metrics
+
+    @property
+    def kl_in_loss(self) -> bool:
+        return self.kl == "loss" and self.beta.value > 0
+
+    def _kl_penalty(
+        self, batch: Experience, logprobs: Tensor, full_kl: Tensor | None, total: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The KL to the reference as a term of the loss, and its sum over tokens."""
+        mask = batch.rollout.mask
+        if self.full_kl("loss"):
+            assert full_kl is not None
+            penalty = aggregate(full_kl, mask, how=self.aggregation, total=total)
+            return penalty, {"kl": masked_sum(full_kl, mask).detach()}
+        return kl_loss(
+            logprobs,
+            batch.ref_logprobs,
+            mask,
+            estimator=self.kl_estimator,
+            aggregation=self.aggregation,
+            total=total,
+            old_logprobs=batch.old_logprobs if self.kl_correction else None,
+        )
 
     def critic_loss(
         self, batch: Experience, values: Float[Tensor, "B R"], *, total: float

@@ -20,6 +20,19 @@ class FixedKL:
         self.value = float(state["value"])
 
 
+FACTORS = (0.5, 2.0)
+"""The most that one step moves a weight by: PPO's own rule (Schulman et al. 2017, sec. 4). So it keeps its sign."""
+
+WEIGHTS = (1e-8, 1e8)
+"""Where an adapted weight ends: at 0 or infinity no factor would bring it back."""
+
+
+def _moved(value: float, factor: float) -> float:
+    low, high = FACTORS
+    value *= min(max(factor, low), high)
+    return min(max(value, WEIGHTS[0]), WEIGHTS[1])
+
+
 @dataclass
 class AdaptiveKL(FixedKL):
     """Proportional control in log space (Ziegler et al. 2019, sec. 2.2): beta follows a target KL.
@@ -31,9 +44,12 @@ class AdaptiveKL(FixedKL):
     horizon: int
 
     def update(self, kl: float, n: int) -> None:
-        """`kl` was measured over `n` rollouts. The error is clipped to ±0.2, so one wild batch cannot run away."""
+        """`kl` was measured over `n` rollouts. The error is clipped to ±0.2, so one wild batch cannot run away.
+
+        The paper's factor 1 + error · n/horizon is negative where n > 5 · horizon: it is bounded by FACTORS.
+        """
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        self.value *= 1 + error * n / self.horizon
+        self.value = _moved(self.value, 1 + error * n / self.horizon)
 
 
 @dataclass
@@ -45,6 +61,6 @@ class DoublingKL(FixedKL):
     def update(self, kl: float, n: int) -> None:
         """`kl`: nats a token."""
         if kl < self.target / 1.5:
-            self.value /= 2
+            self.value = _moved(self.value, 0.5)
         elif kl > self.target * 1.5:
-            self.value *= 2
+            self.value = _moved(self.value, 2.0)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -68,60 +68,49 @@ def policy_loss(
     aggregation: str,
     total: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """The surrogate objective, negated; with ρ = π/π_old of each token:
+    """The surrogate objective, negated; with ρ = π/π_old of each token, or of the response (see `log_ratios`):
 
-    clip             −min(ρA, clip(ρ, 1−ε, 1+ε_high) A)   PPO (Schulman et al. 2017, eq. 7); ε_high: DAPO (eq. 8)
-    kl_penalty       −ρA + β_old · KL(π_old ‖ π)          PPO-KL (ibid., eq. 8); direction="policy_old": KL(π ‖ π_old)
+    clip             −min(ρA, clip(ρ, 1−ε, 1+ε_high) A)   PPO (Schulman et al. 2017, eq. 7); see `clipped`
+    cispo            −sg(min(ρ, 1+ε_high)) A log π        CISPO (MiniMax-M1, Chen et al. 2025, eq. 4 and 5)
+    kl_penalty       −ρA + β_old · KL(π_old ‖ π)          PPO-KL (PPO, eq. 8); direction="policy_old": KL(π ‖ π_old)
     ratio            −ρA                                  importance sampling, unclipped
     policy_gradient  −A log π                             REINFORCE, A2C
+    a function       its losses                           see `TokenLoss`
 
-    `dual_clip` c > 1 bounds the clipped loss by −cA where A < 0 (Ye et al. 2020, eq. 5). ratio_level="sequence" gives
-    all tokens of a response the geometric mean of their ratios (GSPO, Zheng et al. 2025, eq. 7). Both KL estimates
-    are of k3's form, taken under π_old where the tokens come from, so that value and gradient are unbiased.
+    sg lets no gradient through. Both KL estimates are of k3's form, taken under π_old where the tokens come from, so
+    that value and gradient are unbiased.
 
-    Metrics, SUMS over tokens: clipfrac counts those whose gradient is cut (ρ > 1+ε_high with A > 0, ρ < 1−ε with
-    A < 0; 0 for the surrogates that cut nothing), clipfrac_dual those that dual_clip cuts (there if it is set),
-    approx_kl is KL(π_old ‖ π) by k3; ratio_max is a maximum.
+    Metrics, SUMS over tokens: clipfrac counts those whose gradient (cispo: whose weight) is cut, clipfrac_dual those
+    that dual_clip cuts (there if it is set), approx_kl is KL(π_old ‖ π) by k3, of tokens; ratio_max is a maximum.
     Raises ValueError for another surrogate, direction or level.
     """
-    log_ratio = zero_outside(logprobs - old_logprobs, mask)
-    match ratio_level:
-        case "token":
-            log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-        case "sequence":
-            mean = masked_mean(log_ratio, mask, 1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-            log_ratio = zero_outside(mean[:, None].expand_as(log_ratio), mask)
-        case _:
-            raise ValueError(f"ratio_level={ratio_level!r}: token or sequence")
+    by_token, log_ratio = log_ratios(logprobs, old_logprobs, mask, level=ratio_level)
     ratio, advantages = log_ratio.exp(), zero_outside(advantages, mask)
+    high = 1 + (epsilon if epsilon_high is None else epsilon_high)
     cut = dual_cut = torch.zeros_like(ratio, dtype=torch.bool)
     match surrogate:
         case "clip":
-            low, high = 1 - epsilon, 1 + (epsilon if epsilon_high is None else epsilon_high)
-            cut = ((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0))
-            per_token = -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
-            if dual_clip is not None:
-                bound = -dual_clip * advantages
-                dual_cut = (advantages < 0) & (per_token > bound)
-                per_token = torch.where(dual_cut, bound, per_token)
+            per_token, cut, dual_cut = clipped(ratio, advantages, low=1 - epsilon, high=high, dual_clip=dual_clip)
+        case "cispo":
+            cut = ratio > high
+            per_token = -ratio.detach().clamp(max=high) * advantages * zero_outside(logprobs, mask)
         case "kl_penalty":
             per_token = -ratio * advantages + beta_old * _kl_to_old(log_ratio, direction)
         case "ratio":
             per_token = -ratio * advantages
-        case own if callable(own):
-            per_token = own_losses(own, logprobs, old_logprobs, advantages, mask)
         case "policy_gradient":
             per_token = -zero_outside(logprobs, mask) * advantages
+        case own if callable(own):
+            per_token = own_losses(own, logprobs, old_logprobs, advantages, mask)
         case _:
-            raise ValueError(f"surrogate={surrogate!r}: clip, kl_penalty, ratio or policy_gradient")
-    with torch.no_grad():
-        metrics = {
-            "clipfrac": cut.sum().to(ratio.dtype),
-            "approx_kl": masked_sum(_kl_to_old(log_ratio, "old_policy"), mask),
-            "ratio_max": zero_outside(ratio, mask).max(),
-        }
-        if dual_clip is not None:
-            metrics["clipfrac_dual"] = dual_cut.sum().to(ratio.dtype)
+            raise ValueError(f"surrogate={surrogate!r}: clip, cispo, kl_penalty, ratio or policy_gradient")
+    metrics = {
+        "clipfrac": cut.sum().to(ratio.dtype),
+        "approx_kl": masked_sum(_kl_to_old(by_token.detach(), "old_policy"), mask),
+        "ratio_max": zero_outside(ratio.detach(), mask).max(),
+    }
+    if dual_clip is not None:
+        metrics["clipfrac_dual"] = dual_cut.sum().to(ratio.dtype)
     return aggregate(per_token, mask, how=aggregation, total=total), metrics
 
 
@@ -139,6 +128,42 @@ def own_losses(
         seen = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
         raise ValueError(f"algo.loss must give one loss per token, {list(mask.shape)}; it gave {seen}")
     return given
+
+
+def log_ratios(
+    logprobs: Float[Tensor, "B R"], old_logprobs: Float[Tensor, "B R"], mask: Mask, *, level: str
+) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B R"]]:
+    """log π/π_old of each token, and that of `level`; both 0 outside the mask and cut at ±LOG_RATIO_LIMIT.
+
+    level="sequence" gives all tokens of a response the mean of theirs, so that ρ is (π(o)/π_old(o))^(1/|o|), the
+    length-normalised ratio of the whole response (GSPO, Zheng et al. 2025, eq. 7). Raises ValueError for another level.
+    """
+    exact = zero_outside(logprobs - old_logprobs, mask)
+    by_token = exact.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    match level:
+        case "token":
+            return by_token, by_token
+        case "sequence":
+            mean = masked_mean(exact, mask, 1).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+            return by_token, zero_outside(mean[:, None].expand_as(exact), mask)
+    raise ValueError(f"ratio_level={level!r}: token or sequence")
+
+
+def clipped(
+    ratio: Float[Tensor, "B R"], advantages: Float[Tensor, "B R"], *, low: float, high: float, dual_clip: float | None
+) -> tuple[Float[Tensor, "B R"], Bool[Tensor, "B R"], Bool[Tensor, "B R"]]:
+    """PPO's clipped loss of each token; (loss, where the clip cuts the gradient, where dual_clip does).
+
+    The clip cuts it where ρ > high and A > 0, and where ρ < low and A < 0. high ≠ 2 − low is clip-higher (DAPO, Yu et
+    al. 2025, eq. 8). `dual_clip` c > 1 bounds the loss by −cA where A < 0 (Ye et al. 2020, eq. 5).
+    """
+    per_token = -torch.min(ratio * advantages, ratio.clamp(low, high) * advantages)
+    cut = ((ratio > high) & (advantages > 0)) | ((ratio < low) & (advantages < 0))
+    if dual_clip is None:
+        return per_token, cut, torch.zeros_like(cut)
+    bound = -dual_clip * advantages
+    dual_cut = (advantages < 0) & (per_token > bound)
+    return torch.where(dual_cut, bound, per_token), cut, dual_cut
 
 
 def _kl_to_old(log_ratio: Float[Tensor, "B R"], direction: str) -> Float[Tensor, "B R"]:
@@ -192,7 +217,7 @@ def kl_loss(
     k2: its own, right; the value is biased;
     k3: its own, as in GRPO (Shao et al. 2024, eq. 4): that of KL(π_ref ‖ π), biased for KL(π ‖ π_ref).
     With `old_logprobs` each estimate is weighted by the live ratio π/π_old, the score-function form: k1's and k3's
-    value AND gradient are then unbiased for KL(π ‖ π_ref), off policy too (DeepSeek-V3.2, 2025; TRL's
+    value AND gradient are then unbiased for KL(π ‖ π_ref), off policy too (DeepSeek-V3.2 2025, sec. 3.1; TRL's
     `use_bias_correction_kl`). `limit`: see `kl_estimate`. No gradient flows to the reference. For the exact KL,
     `aggregate` a `full_kl`.
 

@@ -130,8 +130,10 @@ def check_record(folder: Path, step: int, notify: Callable[[str], None]) -> None
 
 
 def first_line(config: Config) -> str:
-    """What every run says first."""
-    why = "miniature models and data, a simulation" if config.scale == "mini" else "models from the hub"
+    """What every run says first: the scale, and where the weights come from."""
+    source = config.data.source
+    made_of = "that ship with rlhf" if source in ("generated", "imdb") else f"of {source}"
+    why = f"miniatures {made_of}, a simulation" if config.scale == "mini" else "models from the hub"
     reward = config.reward.fn or config.reward.path or config.reward.name
     return (
         f"scale={config.scale} ({why}) · {config.algo.name} · actor {config.actor.path or config.actor.name} · "

@@ -185,7 +185,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
     import transformers
 
     versions: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
-    versions |= {"processes": distributed.world()}
+    versions |= {"processes": distributed.world(), "processor": torch.backends.cpu.get_cpu_capability()}
     return {**versions, "threads": torch.get_num_threads(), "device": experiment.compute.device.type}
 
 

@@ -71,8 +71,11 @@ class UpdateStats:
     loss: float = 0.0
     value_loss: float = 0.0
     clipfrac: float = 0.0
+    clipfrac_dual: float = 0.0
     approx_kl: float = 0.0
     ratio_max: float = 0.0
+    kl: float = 0.0
+    """To the reference, where it is a term of the loss."""
     mix_loss: float = 0.0
     grad_norm: float = 0.0
     tokens: int = 0
@@ -80,6 +83,9 @@ class UpdateStats:
     """Optimizer steps of the policy."""
     updates: int = 0
     """Minibatches that were used for an update."""
+    value_clipfrac: float = 0.0
+    value_tokens: int = 0
+    """Tokens of the critic's updates."""
     entropy: float = 0.0
     tokens_read: int = 0
     """Tokens of the first epoch, over which `entropy` is averaged."""
@@ -96,10 +102,15 @@ class UpdateStats:
 
     def add(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
         self.loss += float(loss.detach())
-        self.clipfrac += float(metrics["clipfrac"])
-        self.approx_kl += float(metrics["approx_kl"])
+        for name in ("clipfrac", "clipfrac_dual", "approx_kl", "kl"):
+            setattr(self, name, getattr(self, name) + float(metrics.get(name, 0.0)))
         self.ratio_max = max(self.ratio_max, float(metrics["ratio_max"]))
         self.tokens += tokens
+
+    def add_value(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
+        self.value_loss += float(loss.detach())
+        self.value_clipfrac += float(metrics["value_clipfrac"])
+        self.value_tokens += tokens
 
     def kl_since(self, before: "UpdateStats") -> float:
         """Nats a token between the policy that sampled and this one, on what all added since `before`."""
@@ -108,14 +119,17 @@ class UpdateStats:
 
     def of_all(self) -> "UpdateStats":
         """Reduced over all processes."""
-        names = ("loss", "value_loss", "clipfrac", "approx_kl", "mix_loss", "tokens", "entropy", "tokens_read")
+        names = (
+            "loss", "value_loss", "clipfrac", "clipfrac_dual", "approx_kl", "kl", "mix_loss", "tokens", "entropy",
+            "tokens_read", "value_clipfrac", "value_tokens",
+        )  # fmt: skip
         for name, total in zip(names, distributed.sums(getattr(self, name) for name in names), strict=True):
             setattr(self, name, total)
         for name in ("ratio_max", "mismatch"):
             setattr(self, name, max(distributed.gather(getattr(self, name))))
         return self
 
-    def metrics(self, *, has_critic: bool) -> dict[str, float]:
+    def metrics(self, algo: Algorithm, *, has_critic: bool) -> dict[str, float]:
         steps, tokens = max(1, self.steps), max(1, self.tokens)
         result = {
             "train/loss": self.loss / steps,
@@ -126,8 +140,14 @@ class UpdateStats:
             "train/entropy": self.entropy / max(1, self.tokens_read),
             "train/logprob_mismatch": self.mismatch,
         }
+        if algo.dual_clip is not None:
+            result["train/clipfrac_dual"] = self.clipfrac_dual / tokens
+        if algo.kl_in_loss:
+            result["train/kl_loss"] = self.kl / tokens
         if has_critic:
             result["train/value_loss"] = self.value_loss / max(1, self.updates)
+        if has_critic and algo.value_clip is not None:
+            result["train/value_clipfrac"] = self.value_clipfrac / max(1, self.value_tokens)
         if self.mix_loss:
             result["train/ptx_loss"] = self.mix_loss / steps
         return result | self.extra

@@ -51,7 +51,7 @@ def optimize(
     if algo.target_kl is not None:
         stats.extra["train/updates"] = float(stats.updates)
     stats.extra["train/lr"] = _optimizer(policy).learning_rate(step)
-    return stats.of_all().metrics(has_critic=critic is not None)
+    return stats.of_all().metrics(algo, has_critic=critic is not None)
 
 
 def minibatches(batch: Experience, algo: Algorithm, *, seed: int, step: int) -> Iterator[tuple[int, int, Experience]]:
@@ -180,9 +180,9 @@ def value_term(
     algo: Algorithm, micro: Experience, values: Tensor, total: float, stats: UpdateStats, lockstep: Lockstep
 ) -> Tensor:
     """The weighted value loss of a micro-batch."""
-    loss, _ = algo.critic_loss(micro, values, total=total)
+    loss, metrics = algo.critic_loss(micro, values, total=total)
     lockstep.check("the critic's loss is", loss)
-    stats.value_loss += float(loss.detach())
+    stats.add_value(loss, metrics, int(micro.rollout.lengths.sum()))
     return algo.value * loss
 
 
