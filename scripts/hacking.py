@@ -2,7 +2,7 @@
 
     python scripts/hacking.py --out outputs/hacking --table outputs/hacking/table.md
 
-weak: the weaker classifier and no leash (algo.beta=0). sturdy: the same with the sturdier classifier and an n-gram
+weak: the weaker classifier and no KL penalty (algo.beta=0). sturdy: the same with the sturdier classifier and an n-gram
 penalty. weak_leashed, leashed: the same two with the default KL. The index and its threshold were fixed on seeds 0 to
 2; the rest are the test. A run that is done is not run again.
 """

@@ -1,4 +1,4 @@
-"""A run's last digits do not hang on where a file's weights happen to lie: what a product reads is 64-byte aligned."""
+"""A run's last digits do not depend on where a file's weights lie: what a product reads is 64-byte aligned."""
 
 import json
 from collections import Counter

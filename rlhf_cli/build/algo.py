@@ -3,12 +3,13 @@
 from dataclasses import fields
 
 from rlhf_cli.config.algo_schema import Algo
+from rlhf_cli.config.dotted import function_named
 from rlhf_cli.config.schema import Config
 from rlhf_cli.rl.algorithm import Algorithm, TrustRegion
 from rlhf_cli.rl.controllers import AdaptiveKL, DoublingKL, FixedKL
 
-BUILT = {"beta", "beta_old", "trust_region", "max_length", "refill_tries"}
-"""What the config says in other words."""
+BUILT = {"surrogate", "beta", "beta_old", "trust_region", "max_length", "refill_tries"}
+"""Fields that are built here, not copied from the config."""
 
 
 def algorithm(config: Config) -> Algorithm:
@@ -16,6 +17,7 @@ def algorithm(config: Config) -> Algorithm:
     named = {f.name: getattr(algo, f.name) for f in fields(Algorithm) if f.name not in BUILT}
     return Algorithm(
         **named,
+        surrogate=function_named(algo.loss, "algo.loss") if algo.loss else algo.surrogate,
         beta=_beta(algo),
         beta_old=_beta_old(algo),
         trust_region=_trust_region(algo),

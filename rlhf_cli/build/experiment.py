@@ -1,4 +1,4 @@
-"""From a checked config to the things a run works with."""
+"""From a checked config to models, data, rewards and the algorithm."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,7 +42,7 @@ class Experiment:
     test: PromptSet
     reward: Scorer
     gold: Score | None
-    """The judge that is not trained on."""
+    """The held-out judge: it is not trained on."""
     algo: Algorithm
     outer: OuterLoop | None = None
     """Of an iterative algorithm."""
@@ -85,9 +85,9 @@ NOTHING_SAVED = Saved()
 def make_experiment(
     config: Config, notify: Callable[[str], None], *, saved: Saved = NOTHING_SAVED, learns: bool = True
 ) -> Experiment:
-    """Load everything. `learns`: with a critic, which a policy that is only judged needs not; see `to_learn`."""
+    """Load everything. `learns`: with a critic, which an evaluation does not need; optimizers come with `to_learn`."""
     torch.manual_seed(config.seed)
-    where = compute(config.device, config.precision)
+    where, algo = compute(config.device, config.precision), algorithm(config)
     base = model_path(config.actor, config, notify)
     reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
     rows = prefixes(config, where, notify)
@@ -125,7 +125,7 @@ def make_experiment(
         test=test,
         reward=reward,
         gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
-        algo=algorithm(config),
+        algo=algo,
         outer=outer_loop(config, continual(config, learned, where, notify)),
     )
 
@@ -149,8 +149,8 @@ def outer_loop(config: Config, continual: Continual | None) -> OuterLoop | None:
 
 
 def to_learn(experiment: Experiment, config: Config) -> Experiment:
-    """The experiment with optimizers, its models split over the processes where `shard` asks for it: all processes
-    must come here together."""
+    """The experiment with optimizers, its models sharded over the processes with `shard`. A collective call: all
+    processes make it together."""
     optim, policy, critic = config.optim, experiment.policy, experiment.critic
     if config.shard:
         for model in models(policy, critic, experiment.reference):

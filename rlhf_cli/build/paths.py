@@ -48,7 +48,7 @@ def miniature_path(name: str, config: Config, notify: Callable[[str], None]) -> 
 
 @contextmanager
 def kept_in(cache_dir: str) -> Iterator[Path]:
-    """The cache's folder; that it cannot be written is said when something is to be kept there, not before."""
+    """The cache folder; one that cannot be written is reported when something is to be written there, not before."""
     try:
         yield Path(cache_dir).expanduser()
     except (PermissionError, FileNotFoundError, NotADirectoryError) as error:

@@ -1,4 +1,4 @@
-"""From a checked config to its judges: each source of the reward, the gold judge, and what trains a learned one on."""
+"""From a checked config to the reward: its sources, the held-out judge, and the trainer of a learned reward model."""
 
 from collections.abc import Callable
 from functools import partial
@@ -62,7 +62,7 @@ def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> L
 
 
 def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
-    """One judge, on the view of the texts that its config names; what it lacks stops here, not after a rollout."""
+    """One reward source, on the view of the texts that its config names. Tried once, so that faults show early."""
     if judge.fn:
         return python_score(judge.fn)
     if judge.name == "vader":
@@ -94,7 +94,7 @@ def language_model(endpoint: Endpoint, cache: Path) -> Any:
 def continual(
     config: Config, learned: LearnedReward | None, where: Compute, notify: Callable[[str], None]
 ) -> Continual | None:
-    """What trains the reward model on during the run, if `algo.retrain_epochs` asks for it."""
+    """What trains the reward model further during the run, if `algo.retrain_epochs` asks for it."""
     algo, reward = config.algo, config.reward
     if not algo.retrain_epochs or learned is None:
         return None

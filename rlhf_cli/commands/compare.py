@@ -114,7 +114,7 @@ def compare_scores(judged: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]
 
 
 def painted(row: dict[str, Any]) -> list[tuple[str, str, bool]]:
-    """A response in pieces: (text, its mood by the lexicon, whether it earned some of the score)."""
+    """A response in pieces: (text, its sentiment by the lexicon, whether it earned some of the score)."""
     from rlhf_cli.data.lexicon import vader_words
     from rlhf_cli.evaluation.win_rate import earned_moods
 

@@ -68,6 +68,7 @@ class Algo(Section):
     baseline: Literal["none", "batch_mean", "critic"] = "batch_mean"
     reward_to_go: bool = True
     surrogate: Literal["clip", "cispo", "kl_penalty", "ratio", "policy_gradient"]
+    loss: str | None = None
     ratio_level: Literal["token", "sequence"] = "token"
     kl: Literal["reward", "loss", "none"]
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"

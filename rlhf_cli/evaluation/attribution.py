@@ -1,4 +1,4 @@
-"""Which words earned the score: leave one out, and see what is lost."""
+"""Attribution by leave-one-out: which words earned the score."""
 
 import re
 from collections.abc import Callable
@@ -19,8 +19,8 @@ Earned = list[tuple[str, float]]
 def leave_one_word_out(score: Callable[[Texts], Float[Tensor, " N"]], texts: Texts) -> list[Earned]:
     """score(response) − score(response without the word), for every word of every response (Li et al. 2016).
 
-    Works for any reward that reads text, and asks it once a word. The parts do not add up to the score: two words
-    that say the same cover for each other.
+    Works for any reward that reads text, and asks it once a word. The parts do not add up to the score: of two
+    redundant words neither is missed alone.
     """
     words = [list(WORD.finditer(response)) for response in texts.responses]
     rows = [i for i, found in enumerate(words) for _ in (None, *found)]

@@ -1,6 +1,6 @@
-"""Is a rising reward real? Signs of a policy that found a hole in its reward model, and one index of them.
+"""Reward-hacking detection: signs that a policy exploits its reward model, and one index of them.
 
-What is left out: a verdict on a single response. The signs compare a policy with the untrained one on the same
+There is no verdict on a single response. The signs compare a policy with the untrained one on the same
 prompts and the same random numbers.
 """
 
@@ -31,14 +31,14 @@ FULL = {
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one validation says of a policy."""
+    """One validation of a policy."""
 
     panel: dict[str, float]
     """By `text_panel`, and `perplexity` under the untrained policy."""
     proxy: Sequence[float]
     """Each response's score under the reward that is trained on."""
     gold: Sequence[float] | None
-    """… and under the judge that is not."""
+    """… and under the held-out judge."""
 
 
 def text_panel(responses: Sequence[str]) -> dict[str, float]:
@@ -75,7 +75,7 @@ def signs(now: Judged, start: Judged) -> dict[str, float]:
     - gold_gap: how much clearer the win over the untrained policy is under the proxy than under the gold judge, each
       as wins minus losses on the same prompts. Ranks, so that two judges with different scales compare.
     """
-    rise = {name: now.panel[name] - start.panel[name] for name in ("shared_phrases", "off_topic", "abuse")}
+    rise = {name: now.panel[name] - start.panel[name] for name in FULL if name in now.panel.keys() & start.panel.keys()}
     rise["repetition"] = max(now.panel[f"repetition_{n}"] - start.panel[f"repetition_{n}"] for n in (2, 3, 4))
     rise["garbled"] = math.log(now.panel["perplexity"] / start.panel["perplexity"])
     if now.gold is not None and start.gold is not None:

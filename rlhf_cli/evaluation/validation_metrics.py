@@ -1,4 +1,4 @@
-"""Judging a policy on the test prompts: score by prefix class, repetition, diversity, KL, samples."""
+"""Metrics of a policy on the test prompts: score by prefix class, repetition, diversity, KL, samples."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Two policies on the same prompts: who wins, how surely, and the words that carry the mood."""
+"""Two policies on the same prompts: the win rate with its interval, and words by their sentiment."""
 
 import random
 import re
@@ -23,7 +23,7 @@ def win_rate(a: list[float], b: list[float], *, seed: int = 0, draws: int = 2000
 
 
 def moods(text: str, lexicon: dict[str, float]) -> list[tuple[str, str]]:
-    """The text in pieces, each with its mood by the lexicon: positive, negative, or "" for the rest."""
+    """The text in pieces, each with its sentiment by the lexicon: positive, negative, or "" for the rest."""
     pieces = []
     for piece in WORD.findall(text):
         valence = lexicon.get(piece.lower(), 0.0)
@@ -36,7 +36,7 @@ EARNED = 0.02
 
 
 def earned_moods(earned: list[Any], lexicon: dict[str, float]) -> list[tuple[str, str, bool]]:
-    """(piece, its mood, whether it earned some of the score) of a text in the pieces of `attribution`."""
+    """(piece, its sentiment, whether it earned some of the score) of a text in the pieces of `attribution`."""
     return [(piece, mood, value >= EARNED) for text, value in earned for piece, mood in moods(text, lexicon)]
 
 

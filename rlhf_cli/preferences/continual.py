@@ -1,4 +1,4 @@
-"""Iterative GRPO's other half: the reward model is trained on as the policy moves (Shao et al. 2024, sec. 4.1.4)."""
+"""Iterative GRPO: the reward model is trained further as the policy moves (Shao et al. 2024, sec. 4.1.4)."""
 
 import json
 import random
@@ -24,7 +24,7 @@ class Continual:
     judge: Callable[[Texts], Tensor]
     """Who ranks: the reward model cannot teach itself."""
     history: float
-    """The share of old groups among those that it is trained on."""
+    """The share of replayed groups in its training data."""
     epochs: int
     batch: int
     lr: float
@@ -37,7 +37,7 @@ class Continual:
         self.fresh += ranked(texts, self.judge(texts).tolist(), group_size)
 
     def train(self, step: int) -> dict[str, float]:
-        """Train on what was collected, with old groups mixed in; then it is history too. Returns metrics."""
+        """Train on the collected groups and a share of replayed ones; the former then join the replay buffer."""
         if not self.fresh:
             return {}
         rng = random.Random(f"{self.seed}/{step}/replay")

@@ -33,11 +33,11 @@ def fit(
 ) -> None:
     """−1/C(K,2) Σ log σ(r_w − r_l), all responses of a prompt in one forward pass (InstructGPT, eq. 1).
 
-    `tick` gets each step's metrics; at that moment the model is without dropout, and what `tick` raises ends the fit.
+    `tick` gets each step's metrics; the model is in eval mode then, and what `tick` raises ends the fit.
     Raises RuntimeError where the loss is not finite.
     """
     with torch.random.fork_rng(devices=[reward.device] if reward.device.type == "cuda" else []):
-        torch.manual_seed(seed)  # dropout is on: its draws belong to this call alone
+        torch.manual_seed(seed)  # dropout is on: reproducible, and the global generator stays as it was
         rng = random.Random(f"{seed}/reward-train")
         optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
         total, done = epochs * -(-len(groups) // batch), 0

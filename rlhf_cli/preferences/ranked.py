@@ -20,7 +20,7 @@ class RankedGroup:
 
 
 def ranked(texts: Texts, scores: list[float], size: int) -> list[RankedGroup]:
-    """Groups of `size` neighbouring responses to one prefix, ranked by score; groups of equal scores say nothing."""
+    """Groups of `size` neighbouring responses to one prefix, ranked by score; groups of equal scores are left out."""
     groups = []
     for row in range(0, len(scores), size):
         mine = scores[row : row + size]
@@ -32,7 +32,7 @@ def ranked(texts: Texts, scores: list[float], size: int) -> list[RankedGroup]:
 
 
 def split(groups: list[RankedGroup], share: float, *, seed: int) -> tuple[list[RankedGroup], list[RankedGroup]]:
-    """(training, held out): `share` of the PROMPTS is held out, with all that was answered to them.
+    """(training, held out): `share` of the PROMPTS is held out, with all their responses.
 
     Raises UserError where one side would be empty.
     """

@@ -1,4 +1,4 @@
-"""What was varied: runs that differ in their seed alone are one arm; arms that differ in one knob alone compare."""
+"""What was varied: runs that differ in the seed only are one arm; arms that differ in one knob only are compared."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rlhf_cli.report.runs import Run
 INCIDENTAL = (
     "seed", "resume", "tracking", "device", "cache_dir", "checkpoint", "val", "stop", "objective", "fail_fast",
 )  # fmt: skip
-"""Keys that make no other experiment."""
+"""Keys that do not change the experiment."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,10 @@ KNOBS = (
         "n-gram penalty", ("penalty",), "Does the n-gram penalty stop the repeating, and what does it cost?", _penalty
     ),
     Knob("prefixes", ("data",), "Short or long prefixes?", lambda c: c["data.name"]),
-    Knob("algorithm", ("algo", "critic"), "Which algorithm gets how far, at what distance?", lambda c: c["algo.name"]),
-    Knob("beta", ("algo.beta",), "What does beta, the price of the KL, do?", lambda c: c["algo.beta"]),
+    Knob(
+        "algorithm", ("algo", "critic"), "Which algorithm reaches which score, at which KL?", lambda c: c["algo.name"]
+    ),
+    Knob("beta", ("algo.beta",), "What does beta, the weight of the KL penalty, do?", lambda c: c["algo.beta"]),
     Knob("epsilon", ("algo.epsilon",), "What does epsilon, the clip range, do?", lambda c: c["algo.epsilon"]),
     Knob("lambda", ("algo.lambda",), "What does lambda of GAE do?", lambda c: c["algo.lambda"]),
 )

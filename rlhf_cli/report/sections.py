@@ -90,7 +90,7 @@ def _within(metric: str, series: list[Series]) -> tuple[float, float] | None:
 
 
 def frontier(arms: dict[Any, Arm], *, title: str) -> Chart | None:
-    """The path of each arm through (KL, score), over its validations: how much score a distance buys."""
+    """The path of each arm through (KL, score), over its validations: the score that a KL buys."""
     series = []
     for style, (name, arm) in enumerate(arms.items()):
         kl, score = band(arm, "val/kl", str(name), style), band(arm, "val/score", str(name), style)

@@ -1,8 +1,5 @@
 """From responses to rewards: the score of a reward model minus penalties, each part by itself."""
 
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.config.dotted import function_named
+from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import check_finite
 from rlhf_cli.rewards.penalty import ngram_penalty, overlong_penalty
 
@@ -141,16 +139,7 @@ def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> 
 
 def python_score(dotted: str) -> Score:
     """`module:function` with function(prompts, responses) -> list of floats."""
-    module_name, _, name = dotted.partition(":")
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # an installed command does not look in the current folder by itself
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-        if not callable(function):
-            raise TypeError(f"{name} is no function")
-    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError, SystemExit) as error:
-        allowed = "module:function, of this folder or installed"
-        raise UserError(f"reward.fn={dotted}: {error} (allowed: {allowed})") from error
+    function = function_named(dotted, "reward.fn")
 
     def score(texts: Texts) -> Tensor:
         try:

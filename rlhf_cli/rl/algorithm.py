@@ -9,7 +9,7 @@ from torch import Tensor
 from rlhf_cli.rl.advantages import gae, group_advantages, leave_one_out, reward_to_go, token_rewards
 from rlhf_cli.rl.controllers import FixedKL
 from rlhf_cli.rl.divergences import kl_estimate
-from rlhf_cli.rl.losses import aggregate, aggregation_total, kl_loss, policy_loss, value_loss
+from rlhf_cli.rl.losses import TokenLoss, aggregate, aggregation_total, kl_loss, policy_loss, value_loss
 from rlhf_cli.rl.masked import Mask, masked_mean, masked_sum, whiten, zero_outside
 from rlhf_cli.rl.rollout import Experience
 
@@ -43,7 +43,7 @@ class Algorithm:
     filter: str = "none"
     refill_tries: int = 0
 
-    surrogate: str = "clip"
+    surrogate: str | TokenLoss = "clip"
     ratio_level: str = "token"
     aggregation: str = "sequence_mean"
     max_length: int = 1

@@ -1,5 +1,7 @@
 """Losses of policy, critic and reward model: each returns (loss, metrics), metrics detached and summed over tokens."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -10,6 +12,10 @@ from rlhf_cli.rl.masked import Mask, masked_mean, masked_sum, masked_var, zero_o
 
 LOG_RATIO_LIMIT = 20.0
 """exp of more is no ratio that a step could use, and inf · 0 would be NaN; verl and OpenRLHF cut there too."""
+
+
+TokenLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A surrogate of one's own: (log-probs, old log-probs, advantages, mask), each [B, R], to a loss per token, [B, R]."""
 
 
 def aggregate(per_token: Float[Tensor, "B R"], mask: Mask, *, how: str, total: float) -> Float[Tensor, ""]:
@@ -52,7 +58,7 @@ def policy_loss(
     advantages: Float[Tensor, "B R"],
     mask: Mask,
     *,
-    surrogate: str,
+    surrogate: str | TokenLoss,
     epsilon: float,
     epsilon_high: float | None = None,
     dual_clip: float | None = None,
@@ -69,6 +75,7 @@ def policy_loss(
     kl_penalty       −ρA + β_old · KL(π_old ‖ π)          PPO-KL (PPO, eq. 8); direction="policy_old": KL(π ‖ π_old)
     ratio            −ρA                                  importance sampling, unclipped
     policy_gradient  −A log π                             REINFORCE, A2C
+    a function       its losses                           see `TokenLoss`
 
     sg lets no gradient through. Both KL estimates are of k3's form, taken under π_old where the tokens come from, so
     that value and gradient are unbiased.
@@ -93,6 +100,8 @@ def policy_loss(
             per_token = -ratio * advantages
         case "policy_gradient":
             per_token = -zero_outside(logprobs, mask) * advantages
+        case own if callable(own):
+            per_token = own_losses(own, logprobs, old_logprobs, advantages, mask)
         case _:
             raise ValueError(f"surrogate={surrogate!r}: clip, cispo, kl_penalty, ratio or policy_gradient")
     metrics = {
@@ -103,6 +112,22 @@ def policy_loss(
     if dual_clip is not None:
         metrics["clipfrac_dual"] = dual_cut.sum().to(ratio.dtype)
     return aggregate(per_token, mask, how=aggregation, total=total), metrics
+
+
+def own_losses(
+    loss: TokenLoss,
+    logprobs: Float[Tensor, "B R"],
+    old_logprobs: Float[Tensor, "B R"],
+    advantages: Float[Tensor, "B R"],
+    mask: Mask,
+) -> Float[Tensor, "B R"]:
+    """The losses that a function of the user's gives; what it sees outside the mask is 0. Raises ValueError where they
+    are not one per token."""
+    given = loss(zero_outside(logprobs, mask), zero_outside(old_logprobs, mask), advantages, mask)
+    if not isinstance(given, Tensor) or given.shape != mask.shape:
+        seen = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"algo.loss must give one loss per token, {list(mask.shape)}; it gave {seen}")
+    return given
 
 
 def log_ratios(

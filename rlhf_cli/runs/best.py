@@ -18,7 +18,7 @@ class Best:
 
     @staticmethod
     def of(wanted: Checkpoint, known: dict[str, Any] | None) -> "Best":
-        """`known`: what a checkpoint remembers of the validations before it."""
+        """`known`: the best validation so far, as the resumed checkpoint has it."""
         best = Best(wanted.best, -1.0 if wanted.best_is == "lowest" else 1.0)
         if known and known["metric"] == wanted.best:
             best.step, best.value = known["step"], known["value"]
@@ -42,6 +42,6 @@ class Best:
         return True
 
     def name(self, checkpoint: Path) -> None:
-        """Write `checkpoints/best` where this checkpoint is it."""
+        """Write `checkpoints/best` if this checkpoint is the best."""
         if checkpoint.name == f"step_{self.step or 0:06d}" and self.step:
             write_atomic(checkpoint.parent / "best", checkpoint.name + "\n")

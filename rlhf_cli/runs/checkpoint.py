@@ -1,4 +1,4 @@
-"""Checkpoints: plain Hugging Face folders beside the trainer's state, whole or not there at all."""
+"""Checkpoints: plain Hugging Face folders beside the trainer's state, written atomically."""
 
 import errno
 import hashlib
@@ -25,11 +25,11 @@ MANIFEST = "manifest.json"
 def save_checkpoint(run: Path, step: int, experiment: Experiment, extra: dict[str, Any]) -> Path:
     """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`.
 
-    `extra`: more for its state.json. Where that fails nothing of it is left, and the checkpoints before it are as they
-    were.
+    `extra`: further fields of its state.json. If that fails, nothing of it is left, and earlier checkpoints are
+    untouched.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
-    trainer = trainer_state(experiment)  # of split models every process has a part
+    trainer = trainer_state(experiment)  # a collective call: every process holds a part of a sharded model
     learned = models(experiment.policy, experiment.critic, experiment.reference)
     weights = [processes.whole_weights(model) for model in learned]
     if not processes.is_first():
@@ -74,7 +74,7 @@ def restore_trainer(experiment: Experiment, trainer: dict[str, Any]) -> None:
 
 
 def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]]) -> None:
-    """The models, each in a folder of its own. The reference is written where it moves."""
+    """The models, each in a folder of its own. The reference model only where it is refreshed."""
     (actor, critic, reference), policy = weights, experiment.policy
     policy.model.save_pretrained(temporary / "actor", **actor)
     policy.tokenizer.save_pretrained(temporary / "actor")
@@ -86,7 +86,7 @@ def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]
 
 
 def _seal(temporary: Path) -> None:
-    """Name every file with its size and hash, and see that all is on the disk."""
+    """Write the manifest, with the size and SHA-256 of every file, and fsync all."""
     files = sorted(path for path in temporary.rglob("*") if path.is_file())
     manifest = {str(path.relative_to(temporary)): _identity(path) for path in files}
     write_atomic(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -107,7 +107,7 @@ def prune(run: Path, *, keep_last: int | None, keep_every: int, best: int | None
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:
-    """About: weights, and two float32 moments for each that is trained."""
+    """An estimate: weights, and AdamW's two float32 moments of each trained one."""
     actor, critic, reference = models(experiment.policy, experiment.critic, experiment.reference)
     trained = [model for model in (actor, critic) if model is not None]
     size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in model.parameters())
@@ -135,7 +135,7 @@ def check_room(run: Path, experiment: Experiment, config: Config, *, start: int)
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether the disk, or a quota or limit on it, was at the bottom of an error: libraries hide the number."""
+    """Whether a full disk, a quota or a file-size limit caused an error: libraries hide the errno."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True

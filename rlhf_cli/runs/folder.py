@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what it says of its run, where a run goes on from."""
+"""A run's folder: which run it belongs to, what it records, which checkpoint a run resumes from."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from rlhf_cli.tracking.text import harmless
 
 @contextmanager
 def begun(config: Config, folder: Path, *, steps: int) -> Iterator[Path | None]:
-    """The folder is this process's, and says how its run ended; gives the checkpoint to go on from."""
+    """Lock the folder for this process, and record how the run ends; yields the checkpoint to resume from."""
     with only_process(folder):
         checkpoint = begin(config, folder, steps=steps)
         with recorded(folder):
@@ -33,7 +33,7 @@ def begun(config: Config, folder: Path, *, steps: int) -> Iterator[Path | None]:
 
 
 def begin(config: Config, folder: Path, *, steps: int) -> Path | None:
-    """Make the folder a run's; returns the checkpoint to go on from. Raises UserError if it is another run's."""
+    """Claim the folder for a run; returns the checkpoint to resume from. Raises UserError if it holds another run."""
     checkpoint = _claim(config, folder)
     write_atomic(folder / "config.yaml", yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
     write_atomic(folder / "environment.json", json.dumps(machine(), indent=1) + "\n")
@@ -97,7 +97,7 @@ def _note(folder: Path, state: str, error: str | None) -> None:
 
 
 def _claim(config: Config, folder: Path) -> Path | None:
-    """The checkpoint to go on from, None for a new run; refuses a folder that holds another run."""
+    """The checkpoint to resume from, None for a new run; refuses a folder that holds another run."""
     from rlhf_cli.config.compose import changed, saved_config
 
     empty = not (folder / "metrics.jsonl").exists() and not all_of(folder)

@@ -1,4 +1,4 @@
-"""Watching a run for reward hacking: the baseline, the index at each validation, the step at which it began."""
+"""Reward-hacking detection during a run: the baseline, the index at each validation, the step of onset."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ class HackingWatch:
 
     @staticmethod
     def of(folder: Path, threshold: float) -> "HackingWatch":
-        """As the run in this folder left it; anew where there is none."""
+        """Restored from the files of the run in this folder; new where there are none."""
         watch = HackingWatch(threshold)
         judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "hacking/shared_phrases" in row]
         if judged:

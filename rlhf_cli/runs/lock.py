@@ -11,7 +11,7 @@ from rlhf_cli.config.errors import UserError
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the kernel lets go of it however the process ends.
+    """Lock `folder` for this process; the kernel releases it however the process ends.
 
     Raises UserError where another process holds it. Of several processes that train together only the first asks.
     """

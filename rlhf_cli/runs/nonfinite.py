@@ -1,4 +1,4 @@
-"""A step whose numbers are not finite: what it was learning from is kept, and the run stops or goes on without it."""
+"""A step with non-finite numbers: its batch is dumped, and the run stops or skips the step."""
 
 import json
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from rlhf_cli.tracking.jsonl import as_line
 from rlhf_cli.training.policy import models
 
 ADVICE = {
-    "reward": "read the responses of these rows in texts.jsonl: whoever scores gave no number for them",
+    "reward": "read the responses of these rows in texts.jsonl: the reward source gave no number for them",
     "reference": "the reference model's weights or dtype: try precision=fp32, check actor.path",
     "value": "the critic: lower optim.critic_lr, check critic.path",
     "critic": "the critic: lower optim.critic_lr, check critic.path",

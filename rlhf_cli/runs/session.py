@@ -1,4 +1,4 @@
-"""A run that is under way: what it works with, one step of it, and what is kept of it."""
+"""A run in progress: its objects, one step, its checkpoints and logs."""
 
 import hashlib
 import json
@@ -34,12 +34,12 @@ class Session:
     experiment: Experiment
     trackers: Trackers
     steps: range
-    """What is left to do; step 0 is the validation of the untrained actor."""
+    """The remaining ones; step 0 is the validation of the untrained actor."""
     best: Best
     watch: HackingWatch
     warnings: Warnings
     origin: dict[str, Any]
-    """What a checkpoint remembers of where it was made."""
+    """Config, prompts and versions: saved with a checkpoint, compared on resume."""
     alerted: bool
     """Whether the hacking was already reported."""
 
@@ -63,7 +63,7 @@ class Session:
         return metrics
 
     def learn(self, step: int) -> dict[str, float]:
-        """A training step and what belongs to it: its clocks, its memory, the outer loop, numbers that are none."""
+        """A training step with its timings, peak memory, the outer loop, and what is done about non-finite numbers."""
         x = self.experiment
         try:
             with clock() as seconds:
@@ -95,7 +95,7 @@ class Session:
         return self.config.stop.on_hacking and self.watch.onset is not None
 
     def due(self, step: int, metrics: dict[str, float]) -> bool:
-        """Whether a checkpoint is to be saved, were the run to go on."""
+        """Whether a checkpoint is due after this step."""
         stops = self.config.stop.on_hacking
         if stops and self.watch.suspicious:
             return False  # the checkpoint from before stays the newest, and the best
@@ -174,13 +174,13 @@ def notify(text: str) -> None:
 
 
 def newest_words(folder: Path) -> str:
-    """What a person who finds the run stopped may go on from."""
+    """Which checkpoint a stopped run can be resumed from, in words."""
     found = newest(folder, print)
     return f"the checkpoint from before is kept: {found}" if found else "no checkpoint was saved before"
 
 
 def environment(experiment: Experiment) -> dict[str, Any]:
-    """What the last digits of a number depend on."""
+    """What bit-exact reproducibility depends on."""
     import torch
     import transformers
 
@@ -190,7 +190,7 @@ def environment(experiment: Experiment) -> dict[str, Any]:
 
 
 def fingerprint(experiment: Experiment) -> str:
-    """Of all prompts, as the actor reads them."""
+    """A hash of all prompts' token ids."""
     return hashlib.sha256(json.dumps([experiment.data.prompts.ids, experiment.test.ids]).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Signals ask a run to stop; it stops where nothing is lost."""
+"""Signals ask a run to stop; it stops after a checkpoint."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""A whole training run: open its folder, take its steps, stop where nothing is lost."""
+"""A whole training run: open its folder, take its steps, stop after a checkpoint."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -46,7 +46,7 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
 
 
 def account_of(folder: Path, threshold: float) -> str:
-    """What a run made of the untrained policy, in a line."""
+    """How a run changed the untrained policy, in one line."""
     judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "val/score" in row]
     if not judged:
         return "no validation gave a score"
@@ -90,6 +90,6 @@ def _fits(config: Config) -> None:
     rows = config.rollout.batch_size // config.algo.minibatches
     if config.shard and rows % count:
         raise UserError(
-            f"shard=true: a minibatch of {rows} rows does not part into {count} equal shares (rollout.batch_size over "
-            "algo.minibatches must be a multiple of the number of processes)"
+            f"shard=true: a minibatch of {rows} rows cannot be split into {count} equal shares (rollout.batch_size "
+            "over algo.minibatches must be a multiple of the number of processes)"
         )

@@ -1,4 +1,4 @@
-"""Signs of a run that learns nothing any more, said once when they have lasted."""
+"""Warnings about a run that no longer learns, given once a sign has lasted."""
 
 from dataclasses import dataclass, field
 
@@ -34,7 +34,7 @@ class Warnings:
     lasted: dict[str, int] = field(default_factory=dict)
     precision: str = "fp32"
     mismatched: bool = False
-    """That has been said."""
+    """Whether that warning was given."""
 
     def after(self, metrics: dict[str, float]) -> list[str]:
         """What to say after this step: a sign that has now lasted long enough; again only after it was gone."""

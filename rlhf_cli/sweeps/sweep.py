@@ -1,4 +1,4 @@
-"""A sweep is a written list of jobs; to run it is to run those that are not done: starting and resuming are one."""
+"""A sweep is a written list of jobs. Running it is idempotent: jobs that are done are left alone."""
 
 import fcntl
 import hashlib
@@ -126,7 +126,7 @@ def start(plan: Plan, typed: list[str]) -> int:
 
 
 def _no_twins(jobs: list[dict[str, Any]]) -> None:
-    """Raise UserError where two jobs are one: counted as two seeds, it would scatter by nothing."""
+    """Raise UserError where two jobs have one config: as two seeds they would have no variance."""
     seen: dict[str, int] = {}
     for job in jobs:
         number, typed = job["job"], " ".join(job["overrides"])
@@ -152,7 +152,7 @@ def record(plan: Plan, typed: list[str]) -> dict[str, Any]:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Of a flat config, without what may change on resume."""
+    """A hash of a flat config, without the keys that may change on resume."""
     kept = {k: v for k, v in config.items() if not any(k == c or k.startswith(c + ".") for c in CHANGEABLE_ON_RESUME)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -265,7 +265,7 @@ def _heeding_signals() -> Iterator[None]:
 
 
 def _settled(folder: Path, config: Any) -> bool:
-    """Whether a job needs nothing: it is done, as far as its config wants it, or it runs at this moment."""
+    """Whether a job need not be run: it is done, with all its steps, or running."""
     status = read_status(folder)
     return _finished(status, config.steps if type(config) is Config else 0) or alive(status)
 
@@ -276,7 +276,7 @@ def _finished(status: dict[str, Any], steps: int) -> bool:
 
 
 def _make_room(folder: Path, command: str) -> None:
-    """Commands that cannot go on start anew; what they left is kept aside."""
+    """Commands that cannot resume start again; their old folder is renamed."""
     if command == "train" or not folder.exists():
         return
     aside = next(p for n in range(1, 1000) if not (p := folder.with_name(f"{folder.name}.before{n}")).exists())

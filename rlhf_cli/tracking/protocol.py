@@ -1,4 +1,4 @@
-"""What every tracker answers to."""
+"""The interface of a tracker."""
 
 from typing import Any, Protocol
 
@@ -13,10 +13,10 @@ class Tracker(Protocol):
         """Record validation samples: {"prompt", "prefix", "response", "class", "score", "parts": {…}}."""
 
     def message(self, text: str) -> None:
-        """Say one line to the person who watches."""
+        """Show one line to the user."""
 
     def alert(self, title: str, text: str) -> None:
-        """Call for the person who may not be watching."""
+        """Notify the user, who may not be watching."""
 
     def finish(self, state: str) -> None:
         """Close the record; `state` is "done", "failed" or "interrupted"."""

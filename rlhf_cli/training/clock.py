@@ -1,4 +1,4 @@
-"""Seconds by phase: whoever wants them opens a clock, and what is timed adds to the innermost that is open."""
+"""Wall-clock seconds by phase: `clock` collects them, and each `phase` adds to the innermost open clock."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _open: ContextVar[dict[str, float] | None] = ContextVar("clock", default=None)
 
 @contextmanager
 def clock() -> Iterator[dict[str, float]]:
-    """{"time/<phase>_s": seconds} of the phases gone through inside."""
+    """{"time/<phase>_s": seconds} of the phases inside."""
     seconds: dict[str, float] = {}
     token = _open.set(seconds)
     try:
@@ -21,7 +21,7 @@ def clock() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Usable as a decorator."""
+    """Time the block, or the decorated function, under this name."""
     start = time.perf_counter()
     yield
     if (seconds := _open.get()) is not None:

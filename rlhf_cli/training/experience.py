@@ -19,7 +19,7 @@ from rlhf_cli.training.clock import phase
 from rlhf_cli.training.policy import Critic, Policy, models
 
 JUDGED = Algorithm(kl="none")
-"""What a policy is read for where nothing is learned: its log-probs and entropies."""
+"""For evaluation: log-probs and entropies, no KL penalty."""
 
 
 @phase("forward")
@@ -28,8 +28,9 @@ def evaluate(
 ) -> Experience:
     """Old and reference log-probs, and values where there is a critic; advantages are still to be estimated.
 
-    `policy.micro_batch_size` rows at a time, fewer where memory runs out. The policy is read only if that tells
-    anything that sampling did not. Raises NonFinite where a model's numbers are not finite.
+    `policy.micro_batch_size` rows at a time, fewer where memory runs out. Where the log-probs of sampling are the old
+    ones and nothing else is needed, the policy's forward pass is skipped. Raises NonFinite where a model's numbers are
+    not finite.
     """
     learned = models(policy, critic, reference)
     # what is split learns on the plain way: its old log-probs must come from the same forward pass
@@ -45,7 +46,7 @@ def evaluate(
 
 @dataclass
 class _Columns:
-    """What the micro-batches gave, piece by piece."""
+    """Results of the micro-batches, a list per column."""
 
     old: list[Tensor] = field(default_factory=list)
     read: list[Tensor] = field(default_factory=list)
@@ -99,7 +100,7 @@ def _read(
     *,
     keeps: bool,
 ) -> None:
-    """One micro-batch. `keeps`: the critic's values keep their graph."""
+    """One micro-batch. `keeps`: the critic's values keep their autograd graph."""
     temperature, direction = policy.generation.temperature, algo.full_kl("reward")
     head = critic.head_on_policy if critic else None
     columns.ref.append(response_logprobs(reference, micro, temperature=temperature)[0])
@@ -130,5 +131,5 @@ def _keeps_graph(policy: Policy, critic: Critic | None, rollout: Rollout) -> boo
 
 
 def _filled(pieces: list[Tensor], width: int) -> Float[Tensor, "b R"]:
-    """The rows of this process, filled up with 0 to one width."""
+    """The micro-batches' rows, concatenated and padded with 0 to one width."""
     return torch.cat([torch.nn.functional.pad(piece, (0, width - piece.shape[1])) for piece in pieces])

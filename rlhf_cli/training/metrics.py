@@ -18,7 +18,7 @@ from rlhf_cli.training.rollouts import Rollouts
 
 
 def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str, float]:
-    """Of a batch, before its update."""
+    """Metrics of a batch, before its update."""
     rollout, mask, rewards, texts = batch.rollout, batch.rollout.mask, rollouts.rewards, rollouts.texts
     assert batch.advantages is not None
     log_ratio = (batch.old_logprobs - batch.ref_logprobs) * mask
@@ -59,8 +59,7 @@ def correlation(x: Tensor, y: Tensor) -> float:
 
 
 def merged(batch: dict[str, float], update: dict[str, float]) -> dict[str, float]:
-    """The metrics of a step; a mismatch seen in either is kept, the larger one, and so is the entropy before any
-    update."""
+    """The metrics of a step: the larger of the two log-prob mismatches, and the entropy from before the update."""
     name = "train/logprob_mismatch"
     return update | batch | {name: max(batch.get(name, 0.0), update.get(name, 0.0))}
 
@@ -81,15 +80,15 @@ class UpdateStats:
     grad_norm: float = 0.0
     tokens: int = 0
     steps: int = 0
-    """Of the policy's optimizer."""
+    """Optimizer steps of the policy."""
     updates: int = 0
-    """Minibatches that were learned from."""
+    """Minibatches that were used for an update."""
     value_clipfrac: float = 0.0
     value_tokens: int = 0
-    """That the critic learned from."""
+    """Tokens of the critic's updates."""
     entropy: float = 0.0
     tokens_read: int = 0
-    """In the first epoch: those that `entropy` is of."""
+    """Tokens of the first epoch, over which `entropy` is averaged."""
     mismatch: float = 0.0
     extra: dict[str, float] = field(default_factory=dict)
 
@@ -119,7 +118,7 @@ class UpdateStats:
         return kl / max(1, tokens)
 
     def of_all(self) -> "UpdateStats":
-        """The sums over all processes."""
+        """Reduced over all processes."""
         names = (
             "loss", "value_loss", "clipfrac", "clipfrac_dual", "approx_kl", "kl", "mix_loss", "tokens", "entropy",
             "tokens_read", "value_clipfrac", "value_tokens",

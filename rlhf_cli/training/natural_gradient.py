@@ -21,7 +21,8 @@ from rlhf_cli.training.policy import Policy
 from rlhf_cli.training.update import Lockstep, actor_loss, micro_batches, read_live
 
 FISHER_SHARE = 0.25
-"""Of the rollouts, for the curvature: it needs fewer than the gradient (TRPO, appendix C) and takes the longest."""
+"""Share of the rollouts in Fisher-vector products: the curvature needs fewer samples than the gradient (TRPO,
+appendix C), and takes the most time."""
 
 
 def trust_region_step(policy: Policy, reference: Any, batch: Experience, algo: Algorithm) -> UpdateStats:
@@ -53,7 +54,7 @@ def trust_region_step(policy: Policy, reference: Any, batch: Experience, algo: A
 def _gradient(
     policy: Policy, reference: Any, batch: Experience, algo: Algorithm, parameters: list[Any], stats: UpdateStats
 ) -> Tensor:
-    """Of the surrogate on the whole batch, flat."""
+    """Gradient of the surrogate on the whole batch, flattened."""
     lockstep, total = Lockstep.of(policy), algo.total(batch)
 
     def add() -> None:

@@ -14,7 +14,7 @@ from rlhf_cli.engine.finite import NonFinite
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Linear warm-up, then constant, linear or cosine decay to 0 after the last of the `steps`."""
+    """Linear learning-rate warm-up, then constant, linear or cosine decay to 0 after the last of the `steps`."""
 
     steps: int
     warmup: int = 0
@@ -79,13 +79,13 @@ class Optimizer:
         self.adamw.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Put together from all processes."""
+        """Gathered from all processes."""
         return distributed.whole(self.adamw.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What `state_dict` gave, on however many processes that was."""
+        """Load a state_dict that was saved on any number of processes."""
         parts = {i: distributed.split_like(slots, self.parameters[i]) for i, slots in state["state"].items()}
-        # this process's kind of step, and not the saved one, says on which device the optimizer counts
+        # `fused` and `foreach` are this process's, not the saved ones: AdamW's step counts are on the device they need
         kinds = [{key: group[key] for key in ("fused", "foreach")} for group in self.adamw.param_groups]
         groups = [group | kind for group, kind in zip(state["param_groups"], kinds, strict=True)]
         self.adamw.load_state_dict({"state": parts, "param_groups": groups})

@@ -1,5 +1,5 @@
 """The outer loop of iterative algorithms (Shao et al. 2024, alg. 1): every M steps the policy becomes the reference,
-and the reward model is trained on."""
+and the reward model is trained further."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from rlhf_cli.rewards.scorer import Texts
 @dataclass
 class OuterLoop:
     steps: int
-    """Of an iteration."""
+    """Training steps an iteration."""
     group_size: int
     continual: Continual | None = None
-    """What trains the reward model; None: it stays as it is."""
+    """Trains the reward model further; None: it stays fixed."""
 
     def after(self, step: int, policy: Any, reference: Any, texts: Texts) -> dict[str, float]:
         """To be called after each training step with its responses; returns metrics at the end of an iteration."""

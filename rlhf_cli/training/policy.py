@@ -1,4 +1,4 @@
-"""What learns: the policy and the critic, each a model with its optimizer, and how they are read."""
+"""The models that are trained: policy and critic, each with its optimizer, and how the policy samples."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,17 +40,17 @@ class Policy:
     model: Any
     tokenizer: Any
     optimizer: Optimizer | None
-    """None where it is only judged."""
+    """None: evaluation only."""
     generation: Generation
     compute: Compute
     micro_batch_size: int = 8
-    """Rows of the longest sequences that are read or learned from at a time."""
+    """Rows of a forward or backward pass, where sequences are longest."""
     memory: Memory = field(default_factory=Memory)
     mix: Pretraining | None = None
-    """Texts that it must stay good at, if there are any."""
+    """The pretraining mix, if there is one."""
 
     def with_model(self, model: Any) -> "Policy":
-        """Another model in its place, to be judged in the same way."""
+        """The same policy with another model, for evaluation."""
         return replace(self, model=model, optimizer=None)
 
     def texts(self, rollout: Rollout, prompts: PromptSet, chosen: list[int]) -> Texts:
@@ -94,12 +94,12 @@ class Critic:
 
 
 def models(policy: Policy, critic: Critic | None, reference: Any) -> tuple[Any, Any, Any]:
-    """(policy's, critic's or None, reference): what is split over processes, saved, or put together."""
+    """(policy's, critic's or None, reference): the models that are sharded, gathered and saved."""
     return policy.model, None if critic is None else critic.model, reference
 
 
 def zero_grad(policy: Policy, critic: Critic | None) -> None:
-    """After an update that broke off: no gradient, and ready to sample."""
+    """After an aborted update: gradients cleared, models in eval mode."""
     for learns in (policy, critic):
         if learns is not None and learns.optimizer is not None:
             learns.optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""InstructGPT's pretraining mix: text that the policy must stay good at while it is rewarded for something else."""
+"""InstructGPT's pretraining mix: a language-modelling loss on other text beside the RL loss."""
 
 import math
 from dataclasses import dataclass

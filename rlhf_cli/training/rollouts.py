@@ -1,4 +1,4 @@
-"""Batches of scored rollouts: sample, score, draw again where a group teaches nothing."""
+"""Batches of scored rollouts: sample, score, resample groups whose rewards are all equal."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +17,7 @@ from rlhf_cli.training.clock import phase
 from rlhf_cli.training.policy import Policy
 
 FAR = 1_000_003
-"""Steps apart, in which refills look for their prompts: places in the shuffled prompts that no step comes to."""
+"""Offset in steps between refill rounds: they draw prompts that no training step draws."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TrainingPrompts:
     seed: int = 0
 
     def draw(self, step: int, round_: int = 0) -> tuple[Prompts, list[int]]:
-        """(the prompts of a step, of which row of the set each is); `round_`: other prompts of the same step."""
+        """(a step's prompts, the row of the prompt set of each); `round_` > 0: those of a refill round."""
         chosen = self.prompts.batch(step + round_ * FAR, count=self.batch_size // self.group_size, seed=self.seed)
         drawn = self.prompts.prompts(chosen, group_size=self.group_size)
         moved = replace(
@@ -48,7 +48,7 @@ class Rollouts:
     texts: Texts
     rewards: Rewards
     groups_drawn: int = 0
-    """How many groups were drawn for them."""
+    """Groups that were sampled for them, refills included."""
 
     def __len__(self) -> int:
         return len(self.rollout)
@@ -69,8 +69,8 @@ class Rollouts:
 def collect(policy: Policy, data: TrainingPrompts, reward: Scorer, step: int, *, refill_tries: int = 0) -> Rollouts:
     """A batch of scored rollouts.
 
-    `refill_tries`: how often groups whose rewards are all equal are drawn again from other prompts (DAPO, Yu et al.
-    2025, sec. 3.2); then the batch is filled up with what there is.
+    `refill_tries`: how often groups whose rewards are all equal are replaced by groups of other prompts (DAPO, Yu et
+    al. 2025, sec. 3.2); then the batch is filled up with the groups that there are.
     """
     first = _drawn(policy, data, reward, step, 0)
     groups = data.batch_size // data.group_size
@@ -100,7 +100,7 @@ def _drawn(policy: Policy, data: TrainingPrompts, reward: Scorer, step: int, rou
 
 
 def score(reward: Scorer, policy: Policy, texts: Texts, lengths: Tensor | None = None) -> Rewards:
-    """Each process scores its share. `lengths`: of the responses, where overlong ones are to pay for it."""
+    """Each process scores its share. `lengths`: of the responses, for the overlong penalty."""
     share = torch.arange(len(texts.responses))[distributed.share(len(texts.responses))]
     mine, limit = texts.select(share), policy.generation.max_length
     its = None if lengths is None else lengths[share]
@@ -108,7 +108,7 @@ def score(reward: Scorer, policy: Policy, texts: Texts, lengths: Tensor | None =
 
 
 def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor | None:
-    """What of the scores is paid while the responses are written, [B, R]; None where all is paid at their ends."""
+    """Per-token rewards before the last token, [B, R]; None where the whole score is paid at the end."""
     if not reward.every_tokens:
         return None
     rollout = rollouts.rollout
@@ -127,7 +127,7 @@ def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor 
 def generate(policy: Policy, prompts: Prompts, *, step: int, micro_batch_size: int | None = None) -> Rollout:
     """Sample a response to each prompt, each process its share; fewer at a time where memory runs out."""
     wanted = micro_batch_size or policy.generation.micro_batch_size
-    # a captured graph would keep what is split over the processes whole on each of them
+    # a captured CUDA graph would hold sharded weights unsharded on every process
     graphs = policy.generation.cuda_graphs and not distributed.is_split(policy.model)
     with distributed.put_together(policy.model):
         sampled = policy.memory.fit("sampling", wanted, partial(_generate, policy, prompts, step, graphs))

@@ -55,7 +55,7 @@ def optimize(
 
 
 def minibatches(batch: Experience, algo: Algorithm, *, seed: int, step: int) -> Iterator[tuple[int, int, Experience]]:
-    """(epoch, number in it, minibatch), each epoch in an order of its own."""
+    """(epoch, number in it, minibatch), reshuffled every epoch."""
     count = len(batch.rollout)
     size = count // algo.minibatches
     for epoch in range(algo.epochs):
@@ -66,7 +66,7 @@ def minibatches(batch: Experience, algo: Algorithm, *, seed: int, step: int) -> 
 
 
 def micro_batches(batch: Experience, rows: int, *, lockstep: bool) -> Iterator[Experience]:
-    """Of this process's share: `rows` at a time, or more shorter ones, where no other process waits for this one."""
+    """This process's share, `rows` at a time; without lockstep, more rows where they are shorter."""
     share = distributed.share(len(batch.rollout))
     if share.start == share.stop:
         return
@@ -78,7 +78,7 @@ def micro_batches(batch: Experience, rows: int, *, lockstep: bool) -> Iterator[E
 
 @dataclass(frozen=True)
 class Lockstep:
-    """Processes that go through a split model's layers together: none may break off, or start over, by itself."""
+    """Whether the model is sharded: processes run its layers together, so none may abort or retry alone."""
 
     on: bool
 
@@ -93,7 +93,7 @@ class Lockstep:
         return distributed.all_or_none(lambda: policy.fit("learning", work))
 
     def check(self, what: str, loss: Tensor) -> None:
-        """Raise NonFinite; in lockstep the gradients' norm, which all see, tells it."""
+        """Raise NonFinite; in lockstep the gradient norm, which all processes see, shows it."""
         if not self.on:
             check_finite(what, loss.detach())
 
@@ -138,7 +138,7 @@ def actor_gradients(
 def critic_gradients(
     policy: Policy, critic: Critic, minibatch: Experience, algo: Algorithm, before: UpdateStats
 ) -> UpdateStats:
-    """The critic's, in the same way."""
+    """The critic's gradients of a minibatch, in the same way."""
     lockstep, total, optimizer = Lockstep.of(policy), algo.total(minibatch), critic.optimizer
     assert optimizer is not None
 
@@ -212,5 +212,5 @@ class learning:
 
 
 def _optimizer(policy: Policy) -> Any:
-    assert policy.optimizer is not None, "this policy is only judged"
+    assert policy.optimizer is not None, "this policy is for evaluation only: it has no optimizer"
     return policy.optimizer

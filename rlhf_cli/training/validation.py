@@ -1,4 +1,4 @@
-"""Sampling on the test prompts, scoring and measuring what comes back."""
+"""Validation: sample on the test prompts, score, measure."""
 
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from rlhf_cli.training.policy import Policy
 from rlhf_cli.training.rollouts import generate, score
 
 SAMPLING_STEP = 0
-"""Every validation draws with the random numbers of this step: what differs between two is the policy."""
+"""Every validation samples with the random numbers of this step, so two of them differ in the policy only."""
 
 
 def validate(
