@@ -52,6 +52,7 @@ def write_samples(config: Any) -> None:
     from rlhf_cli.build.experiment import how_to_generate, say_way
     from rlhf_cli.build.paths import model_path
     from rlhf_cli.build.prompt_data import check_fit
+    from rlhf_cli.config.folders import check_writable_file
     from rlhf_cli.data.prompts import response_texts
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_tokenizer
@@ -63,6 +64,8 @@ def write_samples(config: Any) -> None:
     def notify(text: str) -> None:
         print(text, flush=True)
 
+    out = Path(config.out).expanduser()
+    check_writable_file(out, "out")
     notify(first_line(config))
     path = model_path(config.actor, config, notify)
     if config.checkpoint not in (None, "none"):
@@ -81,7 +84,8 @@ def write_samples(config: Any) -> None:
         "seed": how.seed,
     }
     count = 0
-    with Path(config.out).expanduser().open("w", encoding="utf-8") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
         for at in range(0, len(prompts), config.rollout.micro_batch_size):
             some = prompts.select(slice(at, at + config.rollout.micro_batch_size)).to(where.device)
             with where.autocast():
