@@ -52,7 +52,7 @@ def write_samples(config: Any) -> None:
     from rlhf_cli.build.experiment import how_to_generate, say_way
     from rlhf_cli.build.paths import model_path
     from rlhf_cli.build.prompt_data import check_fit
-    from rlhf_cli.config.folders import check_writable
+    from rlhf_cli.config.folders import check_writable_file
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.engine.memory import Memory
@@ -65,8 +65,8 @@ def write_samples(config: Any) -> None:
     def notify(text: str) -> None:
         print(text, flush=True)
 
-    check_writable(str(Path(config.out).expanduser().parent), "out")
-    Path(config.out).expanduser().parent.mkdir(parents=True, exist_ok=True)
+    out = Path(config.out).expanduser()
+    check_writable_file(out, "out")
     notify(first_line(config))
     path = model_path(config.actor, config, notify)
     if config.checkpoint not in (None, "none"):
@@ -81,7 +81,8 @@ def write_samples(config: Any) -> None:
     prompts = asked.prompts(list(range(len(asked))), group_size=config.n)
     drawn = generate(policy, prompts, step=SAMPLING_STEP)
     texts = policy.texts(drawn, asked, prompts.group.tolist())
-    with Path(config.out).expanduser().open("w", encoding="utf-8") as file:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
         for row, prompt, response in zip(_rows(drawn), prompts.group.tolist(), texts.responses, strict=True):
             ids = asked.ids[prompt]
             said = {"prompt": tokenizer.decode(ids), "response": response, "prompt_ids": ids}
