@@ -106,6 +106,19 @@ def test_a_loss_that_is_no_number_touches_no_weight(monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(a, b) for a, b in zip(before, weights(bandit), strict=True))
 
 
+@pytest.mark.parametrize(("what", "column"), [("reference", "ref_logprobs"), ("critic", "values")])
+def test_a_dump_has_the_numbers_that_its_advice_points_to(what: str, column: str) -> None:
+    bandit = Bandit("algo=ppo")
+    model = bandit.reference if what == "reference" else bandit.critic.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(NonFinite) as caught:
+        bandit.step(1)
+    assert not torch.isfinite(getattr(caught.value.evidence["batch"], column)).all()
+    assert len(caught.value.evidence["rollouts"]) == 64
+
+
 def scarce(function, limit: int):
     """`function(…, rollout)` for a device on which more than `limit` rows do not fit."""
 

@@ -69,8 +69,9 @@ def test_increments_telescope_to_the_score() -> None:
     def score(t: Texts) -> torch.Tensor:
         return torch.tensor([float(len(r)) ** 2 for r in t.responses])
 
-    def decode(rows: list[list[int]]) -> list[str]:
-        return ["x" * len(row) for row in rows]
+    def decode(rows: list[int], tokens: list[list[int]]) -> list[str]:
+        assert len(rows) == len(tokens)
+        return ["x" * len(row) for row in tokens]
 
     paid = increments(score, texts, decode, every=3, width=9)
     assert paid[0].nonzero().squeeze(1).tolist() == [2, 5]

@@ -218,7 +218,7 @@ def hub(config: Any) -> Iterator[Finding]:
         return
     wanted = (config.actor, config.critic, config.reward, config.gold)
     for repo in sorted({model.path or model.hub for model in wanted if model.path or model.hub}):
-        if Path(repo).expanduser().is_dir() or on_this_machine(repo):
+        if Path(repo).expanduser().exists() or on_this_machine(repo):
             yield Finding(repo, "on this machine")
         else:
             can = "will be fetched" if why is None else "not on this machine"

@@ -52,17 +52,21 @@ def write_samples(config: Any) -> None:
     from rlhf_cli.build.experiment import how_to_generate, say_way
     from rlhf_cli.build.paths import model_path
     from rlhf_cli.build.prompt_data import check_fit
-    from rlhf_cli.data.prompts import response_texts
+    from rlhf_cli.config.folders import check_writable_file
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_tokenizer
-    from rlhf_cli.engine.sample import sample
+    from rlhf_cli.engine.memory import Memory
     from rlhf_cli.runs.checkpoint import find_checkpoint
     from rlhf_cli.runs.folder import first_line
+    from rlhf_cli.training.policy import Policy
+    from rlhf_cli.training.rollouts import generate
     from rlhf_cli.training.validation import SAMPLING_STEP
 
     def notify(text: str) -> None:
         print(text, flush=True)
 
+    out = Path(config.out).expanduser()
+    check_writable_file(out, "out")
     notify(first_line(config))
     path = model_path(config.actor, config, notify)
     if config.checkpoint not in (None, "none"):
@@ -71,32 +75,19 @@ def write_samples(config: Any) -> None:
     actor = load_actor(path, device=where.device)
     say_way(actor, notify)
     how = how_to_generate(config, actor, tokenizer)
-    texts = typed_prompts(config, tokenizer, how.pad_id)
-    check_fit(actor, texts.ids, how.max_length)
-    prompts = texts.prompts(list(range(len(texts))), group_size=config.n)
-    options: dict[str, Any] = {
-        "eos_ids": how.eos_ids,
-        "pad_id": how.pad_id,
-        "max_length": how.max_length,
-        "seed": how.seed,
-    }
-    count = 0
-    with Path(config.out).expanduser().open("w", encoding="utf-8") as file:
-        for at in range(0, len(prompts), config.rollout.micro_batch_size):
-            some = prompts.select(slice(at, at + config.rollout.micro_batch_size)).to(where.device)
-            with where.autocast():
-                drawn = sample(actor, some, temperature=how.temperature, step=SAMPLING_STEP, **options)
-            for row, prompt in zip(_rows(drawn), some.group.tolist(), strict=True):
-                ids = texts.ids[prompt]
-                kept = [t for t in row["response_ids"] if t not in how.eos_ids]
-                said = {
-                    "prompt": tokenizer.decode(ids),
-                    "response": response_texts(tokenizer, [ids], [kept])[0],
-                    "prompt_ids": ids,
-                }
-                file.write(json.dumps(said | row, ensure_ascii=False) + "\n")
-                count += 1
-    notify(f"written: {config.out}, {count} samples")
+    asked = typed_prompts(config, tokenizer, how.pad_id)
+    check_fit(actor, asked.ids, how.max_length)
+    policy = Policy(actor, tokenizer, None, how, where, memory=Memory(notify))
+    prompts = asked.prompts(list(range(len(asked))), group_size=config.n)
+    drawn = generate(policy, prompts, step=SAMPLING_STEP)
+    texts = policy.texts(drawn, asked, prompts.group.tolist())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", encoding="utf-8") as file:
+        for row, prompt, response in zip(_rows(drawn), prompts.group.tolist(), texts.responses, strict=True):
+            ids = asked.ids[prompt]
+            said = {"prompt": tokenizer.decode(ids), "response": response, "prompt_ids": ids}
+            file.write(json.dumps(said | row, ensure_ascii=False) + "\n")
+    notify(f"written: {config.out}, {len(drawn)} samples")
 
 
 def _rows(drawn: Any) -> list[dict[str, Any]]:

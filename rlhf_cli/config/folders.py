@@ -23,6 +23,13 @@ def check_writable(folder: str, key: str) -> None:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {key}=") from None
 
 
+def check_writable_file(file: Path, key: str) -> None:
+    """Raise UserError unless a file can be written there, in a folder that may have to be made."""
+    if file.is_dir():
+        raise UserError(f"{key}={file} is a folder: give a file in it")
+    check_writable(str(file.absolute().parent), key)
+
+
 def names_a_folder(path: str) -> bool:
     """Whether it can be no hub id, which is owner/name."""
     return path.startswith((".", "/", "~")) or path.count("/") != 1
@@ -32,5 +39,15 @@ def check_models(config: Any) -> None:
     """Raises UserError where a key names a model folder that is not there; a hub id is looked up when it is loaded."""
     for group in ("actor", "critic", "reward", "gold"):
         path = getattr(getattr(config, group, None), "path", None)
-        if path and names_a_folder(path) and not Path(path).expanduser().is_dir():
-            raise UserError(f"{group}.path={path}: no such folder (give a local model folder or a hub id)")
+        if not path or is_gguf(path) or not names_a_folder(path) or Path(path).expanduser().is_dir():
+            continue
+        what = "no such file" if path.endswith(GGUF) else "no such folder"
+        raise UserError(f"{group}.path={path}: {what} (give a local model folder, a hub id or a .gguf file)")
+
+
+GGUF = ".gguf"
+
+
+def is_gguf(path: str) -> bool:
+    """Whether it is a file of llama.cpp's format."""
+    return path.endswith(GGUF) and Path(path).expanduser().is_file()

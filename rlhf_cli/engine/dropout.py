@@ -46,7 +46,7 @@ def _is_deterministic(model: Any) -> bool:
     count = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(count, (2, 6), generator=torch.Generator().manual_seed(0)).to(parameter.device)
     told = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[parameter.device] if parameter.is_cuda else []):
         torch.manual_seed(0)
         for training in (True, True, False):
             model.train(training)
@@ -62,4 +62,5 @@ def train_mode(model: Any, on: bool = True) -> None:
 
 
 def learns_in_eval_mode(model: Any) -> bool:
-    return bool(getattr(model, EVALUATES, False))
+    """`model`: a language model, its trunk, or a critic on one."""
+    return any(getattr(part, EVALUATES, False) for part in (model, getattr(model, "base_model", model)))

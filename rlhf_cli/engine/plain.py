@@ -109,7 +109,8 @@ def response_outputs(
     wanted = (at >= before[:, None] - 1) & (at < total[:, None] - 1)
 
     def chosen(x: Tensor) -> Tensor:
-        return x[wanted[:, skipped:]] if x.shape[1] == len(at) - skipped else x[wanted]
+        at_them = wanted[:, skipped:] if x.shape[1] == len(at) - skipped else wanted
+        return x.flatten(0, 1) if bool(at_them.all()) else x[at_them]  # no second copy of so much
 
     if head_inputs is not None:
         head_inputs.append(chosen(seen[-1]))

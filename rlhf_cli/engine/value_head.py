@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from rlhf_cli.config.errors import UserError
+
 FILE = "value_head.safetensors"
 """Of a critic's folder, beside its trunk as a plain Hugging Face folder."""
 
@@ -102,12 +104,14 @@ def saved_head(folder: str | Path) -> Path | None:
 
 
 def restore_head(critic: Any, folder: str | Path) -> None:
-    """Give a critic the value head that is saved in a folder, if there is one."""
+    """Give a critic the value head that is saved in a folder. Raises UserError where there is none."""
     import torch
     from safetensors import safe_open
 
     if (path := saved_head(folder)) is None:
-        return
+        raise UserError(
+            f"{folder} holds no value head ({FILE}): it is no critic of a checkpoint, or only a part of one"
+        )
     with safe_open(str(path), "pt") as file, torch.no_grad():
         critic.score.weight.copy_(file.get_tensor("score.weight"))
         critic.score.bias.copy_(file.get_tensor("score.bias"))

@@ -209,7 +209,6 @@ def kl_loss(
     aggregation: str,
     total: float,
     old_logprobs: Float[Tensor, "B R"] | None = None,
-    limit: float | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """The KL to the reference as a loss: the estimator's value, and a gradient that means something.
 
@@ -218,18 +217,18 @@ def kl_loss(
     k3: its own, as in GRPO (Shao et al. 2024, eq. 4): that of KL(π_ref ‖ π), biased for KL(π ‖ π_ref).
     With `old_logprobs` each estimate is weighted by the live ratio π/π_old, the score-function form: k1's and k3's
     value AND gradient are then unbiased for KL(π ‖ π_ref), off policy too (DeepSeek-V3.2 2025, sec. 3.1; TRL's
-    `use_bias_correction_kl`). `limit`: see `kl_estimate`. No gradient flows to the reference. For the exact KL,
+    `use_bias_correction_kl`). No gradient flows to the reference. For the exact KL,
     `aggregate` a `full_kl`.
 
     Metric: kl, the SUM of the values over tokens.
     """
     logprobs, ref_logprobs = zero_outside(logprobs, mask), zero_outside(ref_logprobs, mask).detach()
-    per_token = kl_estimate(logprobs, ref_logprobs, estimator=estimator, limit=limit)
+    per_token = kl_estimate(logprobs, ref_logprobs, estimator=estimator)
     if old_logprobs is not None:
         log_ratio = logprobs - zero_outside(old_logprobs, mask).detach()
         per_token = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp() * per_token
     elif estimator == "k1":
-        k2 = kl_estimate(logprobs, ref_logprobs, estimator="k2", limit=limit)
+        k2 = kl_estimate(logprobs, ref_logprobs, estimator="k2")
         per_token = per_token.detach() + k2 - k2.detach()
     loss = aggregate(per_token, mask, how=aggregation, total=total)
     return loss, {"kl": masked_sum(per_token, mask).detach()}

@@ -137,8 +137,10 @@ class Experience(Record):
     """None without a critic."""
     advantages: Float[Tensor, "B R"] | None = None
     returns: Float[Tensor, "B R"] | None = None
+    read_logprobs: Float[Tensor, "B R"] | None = None
+    """Of the policy that sampled, by a forward pass of training; None where it was not read again."""
     entropies: Float[Tensor, "B R"] | None = None
-    """Of the policy that sampled; None where it was not read again."""
+    """Of the same pass."""
     full_kl: Float[Tensor, "B R"] | None = None
     """The exact KL to the reference, where the algorithm takes it off the reward."""
     live_values: Float[Tensor, "B R"] | None = None

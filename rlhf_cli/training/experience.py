@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_cli.engine import gate
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import check_finite
@@ -31,13 +32,15 @@ def evaluate(
     ones and nothing else is needed, the policy's forward pass is skipped. Raises NonFinite where a model's numbers are
     not finite.
     """
-    with distributed.put_together(*models(policy, critic, reference)):
+    learned = models(policy, critic, reference)
+    # what is split learns on the plain way: its old log-probs must come from the same forward pass
+    with gate.plainly(*filter(distributed.is_split, learned)), distributed.put_together(*learned):
         batch = policy.fit("reading", partial(_evaluate, rollout, policy, reference, critic, algo))
     numbers = {"a policy's log-prob is": batch.old_logprobs, "a reference's log-prob is": batch.ref_logprobs}
     if batch.values is not None:
         numbers["a value is"] = batch.values
     for name, values in numbers.items():
-        check_finite(name, values, rollout.mask)
+        check_finite(name, values, rollout.mask, batch=batch)
     return batch
 
 
@@ -46,6 +49,7 @@ class _Columns:
     """Results of the micro-batches, a list per column."""
 
     old: list[Tensor] = field(default_factory=list)
+    read: list[Tensor] = field(default_factory=list)
     ref: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     entropies: list[Tensor] = field(default_factory=list)
@@ -79,6 +83,7 @@ def _evaluate(
         old_logprobs=old,
         ref_logprobs=ref,
         values=whole(columns.values),
+        read_logprobs=whole(columns.read),
         entropies=whole(columns.entropies),
         full_kl=whole(columns.full_kl),
         live_values=live,
@@ -107,6 +112,7 @@ def _read(
         return
     against = {"reference": reference, "direction": direction} if direction else {}
     reading = read(policy.model, micro, temperature=temperature, value_head=head, **against)
+    columns.read.append(reading.logprobs)
     columns.old.append(reading.logprobs if algo.recompute else micro.logprobs)
     columns.entropies.append(reading.entropies)
     if reading.values is not None:

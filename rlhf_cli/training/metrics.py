@@ -46,8 +46,8 @@ def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str
         metrics["train/explained_variance"] = explained_variance(batch.values, batch.returns, mask)
     if batch.entropies is not None:
         metrics["train/entropy"] = masked_sum(batch.entropies, mask) / rollout.lengths.sum()
-    if batch.entropies is not None and algo.recompute:
-        metrics["train/logprob_mismatch"] = ((batch.old_logprobs - rollout.logprobs) * mask).abs().max()
+    if batch.read_logprobs is not None:
+        metrics["train/logprob_mismatch"] = ((batch.read_logprobs - rollout.logprobs) * mask).abs().max()
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -41,8 +41,14 @@ class Pretraining:
         return self.weight * self._nll(model, compute, [self.texts[i] for i in order])
 
     @torch.no_grad()
-    def perplexity(self, model: Any, compute: Compute) -> float:
-        return math.exp(float(self._nll(model, compute, self.held_out)))
+    def perplexity(self, model: Any, compute: Compute, rows: int) -> float:
+        """On the held-out texts, `rows` at a time."""
+        total, tokens = 0.0, 0
+        for at in range(0, len(self.held_out), rows):
+            some = self.held_out[at : at + rows]
+            count = sum(len(text) - 1 for text in some)
+            total, tokens = total + count * float(self._nll(model, compute, some)), tokens + count
+        return math.exp(total / tokens)
 
     def _nll(self, model: Any, compute: Compute, rows: list[list[int]]) -> Tensor:
         """Mean negative log-prob of all tokens after the first."""

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.data.prompts import PromptSet, response_texts
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.sample import sample
 from rlhf_cli.rewards.process import increments
@@ -111,9 +111,15 @@ def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor 
     """Per-token rewards before the last token, [B, R]; None where the whole score is paid at the end."""
     if not reward.every_tokens:
         return None
-    width = rollouts.rollout.responses.shape[1]
+    rollout = rollouts.rollout
+    width, prompts = rollout.responses.shape[1], rollout.prompts.cpu()
+    asked = [row[-n:].tolist() for row, n in zip(prompts, rollout.prompt_lengths.tolist(), strict=True)]
+
+    def decode(rows: list[int], tokens: list[list[int]]) -> list[str]:
+        return response_texts(policy.tokenizer, [asked[i] for i in rows], tokens)
+
     with phase("score"):
-        paid = increments(reward.score, rollouts.texts, policy.decode, every=reward.every_tokens, width=width)
+        paid = increments(reward.score, rollouts.texts, decode, every=reward.every_tokens, width=width)
     return paid.to(policy.compute.device)
 
 
@@ -121,19 +127,19 @@ def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor 
 def generate(policy: Policy, prompts: Prompts, *, step: int, micro_batch_size: int | None = None) -> Rollout:
     """Sample a response to each prompt, each process its share; fewer at a time where memory runs out."""
     wanted = micro_batch_size or policy.generation.micro_batch_size
+    # a captured CUDA graph would hold sharded weights unsharded on every process
+    graphs = policy.generation.cuda_graphs and not distributed.is_split(policy.model)
     with distributed.put_together(policy.model):
-        sampled = policy.memory.fit("sampling", wanted, partial(_generate, policy, prompts, step))
+        sampled = policy.memory.fit("sampling", wanted, partial(_generate, policy, prompts, step, graphs))
     if distributed.world() > 1:
         gathered = distributed.gather(sampled.to(torch.device("cpu")))
         sampled = concatenate(gathered, policy.generation.pad_id).to(policy.compute.device)
     return sampled.trimmed()
 
 
-def _generate(policy: Policy, prompts: Prompts, step: int, rows: int) -> Rollout:
+def _generate(policy: Policy, prompts: Prompts, step: int, graphs: bool, rows: int) -> Rollout:
     """`rows` at a time."""
     how, mine, pieces = policy.generation, distributed.share(len(prompts)), []
-    # a captured CUDA graph would hold sharded weights unsharded on every process
-    graphs = how.cuda_graphs and not distributed.is_split(policy.model)
     for at in range(mine.start, mine.stop, rows):
         with policy.compute.autocast():
             pieces.append(

@@ -1,5 +1,6 @@
 """Validation: sample on the test prompts, score, measure."""
 
+from functools import partial
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
@@ -32,5 +33,6 @@ def validate(
     if scores is not None:
         metrics["val/gold_score"] = float(scores.mean())
     if policy.mix:
-        metrics["val/ptx_perplexity"] = policy.mix.perplexity(policy.model, policy.compute)
+        perplexity = partial(policy.mix.perplexity, policy.model, policy.compute)
+        metrics["val/ptx_perplexity"] = policy.fit("reading", perplexity)
     return metrics, sample_rows(texts, rewards, prompts.classes, scores)
