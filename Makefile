@@ -15,7 +15,7 @@ scale ?= auto
 PYTEST := python -m pytest
 SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
 # rl/, config/ and data/, where nothing is trained but models of a few thousand weights: what to run while editing.
-FAST := $(foreach part,rl_math gradients properties rollout vectors errata data_* cli internals versions,\
+FAST := $(foreach part,house rl_math gradients properties rollout vectors errata data_* cli internals versions,\
 	tests/test_$(part).py)
 
 .PHONY: demo test test-fast test-oldest test-newest constraints study lint clean

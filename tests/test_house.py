@@ -248,6 +248,21 @@ def test_a_place_that_is_gone_is_found(tmp_path: Path) -> None:
     assert missing_places(tmp_path, page) == ["conf/a.yaml", "rl/a.py:gone", "rl/b.py"]
 
 
+def dead_links(page: Path) -> list[str]:
+    """A page's links and pictures that lead to no file; addresses of the web are not asked."""
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    return [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_every_link_leads_somewhere(tmp_path: Path) -> None:
+    root = PACKAGE.parent
+    pages = [*root.glob("*.md"), *(root / "docs").glob("*.md")]
+    assert {page.name: dead_links(page) for page in pages if dead_links(page)} == {}
+    page = tmp_path / "page.md"
+    page.write_text("[a](page.md#part) ![b](gone.png) [c](https://example.org/x)")
+    assert dead_links(page) == ["gone.png"]
+
+
 def test_the_map_shows_every_room_from_the_highest_floor_down() -> None:
     text = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     shown = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
