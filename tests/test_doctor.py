@@ -1,13 +1,20 @@
 """rlhf doctor: what it finds, what it says to do, its exit code."""
 
+import re
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_models import make, tokenizer
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands import doctor
+from rlhf_cli.commands import doctor, doctor_actor
+from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.config.compose import plan
+from rlhf_cli.data.generated import generate_reviews
 from rlhf_cli.engine.device import Compute
 
 
@@ -114,3 +121,64 @@ def test_the_precision_that_is_faster_here_is_named() -> None:
         found = doctor.matrix_unit(dtype, gain)
         assert found.fix.startswith(wanted)
         assert (found.state == "note") == bool(wanted)
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return tokenizer(tmp_path_factory.mktemp("tokenizer"), [r.text for r in generate_reviews(200, seed=0)])
+
+
+def of_actor(folder: Path, *overrides: str) -> dict[str, doctor.Finding]:
+    typed = ["scale=mini", "device=cpu", f"actor.path={folder}", *overrides]
+    config = plan("doctor", typed, multirun=False, config_dir=None).jobs[0]
+    return {finding.what: finding for finding in examine_actor(config)}
+
+
+@pytest.mark.smoke
+def test_the_actor_s_way_critics_and_costs(tmp_path: Path, tokens: Any) -> None:
+    for kind, said in (
+        ("llama", "fast way (largest difference from the model's own forward: "),
+        ("mistral, window of 8", "; over 8 tokens, its window, the plain way"),
+        ("gpt2", "the model's own forward: gpt2 models have no fast way; sampled with left padding"),
+        ("mamba", "sampled prompts of one length at a time"),
+    ):
+        found = of_actor(make(kind, tmp_path / kind[:5], tokens))
+        assert list(found) == ["actor", "actor: critics", "actor: a step"]
+        assert said in found["actor"].seen
+        assert found["actor"].state == ("note" if kind in ("gpt2", "mamba") else "ok")
+        assert "k parameters; " in found["actor"].seen
+        assert "critic= and critic=shared work" in found["actor: critics"].seen
+        assert re.match(r"about \S+ s on cpu for 64 responses of up to \d+ tokens", found["actor: a step"].seen)
+
+
+def test_what_is_no_actor_says_what_it_is_for(tmp_path: Path, tokens: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = RobertaConfig(
+        vocab_size=len(tokens), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    for made, said in (
+        (RobertaForSequenceClassification(shape), "is a classifier (RobertaForSequenceClassification), which judges"),
+        (RobertaForMaskedLM(shape), "is an encoder (RobertaForMaskedLM), which is no causal language model"),
+    ):
+        made.save_pretrained(tmp_path / "model")
+        tokens.save_pretrained(tmp_path / "model")
+        found = of_actor(tmp_path / "model")
+        assert list(found) == ["actor"]
+        assert said in found["actor"].seen
+        assert found["actor"].fix == "give another actor.path="
+    assert dispatch(["doctor", "scale=mini", "device=cpu", f"actor.path={tmp_path / 'model'}"]) == 1
+    assert "1 of" in capsys.readouterr().err
+
+
+def test_an_actor_that_fails_in_a_step_names_the_library(
+    tmp_path: Path, tokens: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make("llama", tmp_path / "model", tokens)
+    monkeypatch.setattr(doctor_actor, "timed", lambda *_, **given: torch.nn.Linear(2, 2).load_state_dict(given))
+    found = of_actor(folder)["actor: a step"]
+    assert found.state == "fix"
+    assert "RuntimeError" in found.seen
+
+
+def test_numbers_are_short() -> None:
+    numbers = (12, 1234, 999_600, 494_032_768, 7.6e9)
+    assert [doctor_actor.number(n) for n in numbers] == ["12", "1.23k", "1M", "494M", "7.6G"]

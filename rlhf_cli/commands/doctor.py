@@ -51,34 +51,9 @@ def examine(config: Any) -> Iterator[Finding]:
     yield caches(config)
     yield training_step(config)
     if config.actor.path:
-        yield actor_way(config)
+        from rlhf_cli.commands.doctor_actor import examine_actor
 
-
-def actor_way(config: Any) -> Finding:
-    """Which way the typed actor is sampled and read, and whether it can have critics."""
-    from rlhf_cli.config.errors import UserError
-    from rlhf_cli.engine.device import compute
-    from rlhf_cli.engine.dropout import learns_in_eval_mode
-    from rlhf_cli.engine.gate import facts_of, way_of
-    from rlhf_cli.engine.load import load_actor, trunk_of
-
-    try:
-        actor = load_actor(config.actor.path, device=compute(config.device, config.precision).device)
-    except UserError as error:
-        return Finding("actor", str(error), "fix", "give another actor.path=")
-    way = way_of(actor)
-    count = sum(p.numel() for p in actor.parameters())
-    states = "the base model's" if trunk_of(actor) is not actor else "the whole model's"
-    seen = f"{way}; {count / 1e6:.0f}M parameters, {16 * count / 1e9:.2g} GB to train in float32 with AdamW"
-    seen += f"; critic= and critic=shared work, on {states} last hidden states"
-    if learns_in_eval_mode(actor):
-        return Finding("actor", seen, "note", "its dropout cannot be switched off: it learns in eval mode")
-    if way.decoder is not None:
-        return Finding("actor", seen)
-    facts = facts_of(actor)
-    how = "with left padding" if facts.left_padding else "prompts of one length at a time"
-    how += "" if facts.caches else ", without a cache"
-    return Finding("actor", f"{seen}; sampled {how}", "note", "slower than the fast way, and as exact")
+        yield from examine_actor(config)
 
 
 def packages() -> Iterator[Finding]:
@@ -370,13 +345,20 @@ def remedy(where: Any) -> str:
 
 def show(findings: list[Finding]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from rlhf_cli.tracking.text import printable
 
     styles = {"ok": "green", "note": "yellow", "fix": "bold red"}
-    table = Table("", "what", "seen", "to do", title="rlhf doctor")
+    table = Table(
+        "",
+        Column("what", no_wrap=True),
+        Column("seen", ratio=3),
+        Column("to do", ratio=2),
+        title="rlhf doctor",
+        expand=True,
+    )
     for finding in findings:
         cells = (finding.state, finding.what, finding.seen, finding.fix)
         table.add_row(

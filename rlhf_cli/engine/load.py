@@ -108,6 +108,13 @@ def _refuse_encoders(path: str) -> None:
     accepted = "rlhf trains decoder-only causal language models (GPT-2, Llama, Qwen, Gemma, Mistral, Mamba, …)"
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{path} is an encoder-decoder ({kind}): {accepted}; give one of these with actor.path=")
+    made = (config.architectures or ["?"])[0]
+    if made.endswith("ForSequenceClassification"):
+        raise UserError(
+            f"{path} is a classifier ({made}), which judges texts (reward.path=) and writes none: {accepted}"
+        )
+    if made.endswith("ForMaskedLM"):
+        raise UserError(f"{path} is an encoder ({made}), which is no causal language model: {accepted}")
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return
     text = getattr(config, "text_config", None)
