@@ -1,6 +1,7 @@
 """Loading actors, critics and classifiers from plain Hugging Face folders or the hub. Weights only, no remote code."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,11 +192,20 @@ def context_length(model: Any) -> int | None:
 
 def class_index(model: Any, name: str) -> int:
     """The index of a class, by name and case-insensitively: the order differs between checkpoints."""
-    labels = {str(label).lower(): int(i) for i, label in model.config.id2label.items()}
-    if name.lower() not in labels:
-        listed = ", ".join(map(str, model.config.id2label.values()))
-        raise UserError(f"the reward model has no class {name!r}; it has: {listed} (set reward.target)")
-    return labels[name.lower()]
+    labels = {str(label).strip().lower(): int(i) for i, label in model.config.id2label.items()}
+    if name.strip().lower() not in labels:
+        which = model.config.name_or_path
+        first = next(iter(model.config.id2label.values()))
+        todo = f"set reward.target (of gold=: gold.target) to the one that you mean, say reward.target='{first}'"
+        if all(re.fullmatch(r"label_\d+", label) for label in labels):
+            todo += f", or write the names of the classes, as its model card says, into id2label in {which}/config.json"
+        raise UserError(f"the classifier {which} has no class {name!r}; it has: {listed_labels(model)} ({todo})")
+    return labels[name.strip().lower()]
+
+
+def listed_labels(model: Any) -> str:
+    """The names of a classifier's outputs, in their order."""
+    return ", ".join(str(label) for _, label in sorted(model.config.id2label.items()))
 
 
 def quiet() -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
-from rlhf_cli.engine.load import class_index, load_classifier, load_tokenizer
+from rlhf_cli.engine.load import class_index, listed_labels, load_classifier, load_tokenizer
+from rlhf_cli.engine.padding import nothing, padded_outputs, position_limit, settle_padding, text_ids
 
 
 class Classifier:
@@ -20,28 +21,25 @@ class Classifier:
         self.tokenizer: Any = load_tokenizer(str(path))
         self.device, self.batch_size = device, batch_size
         config = self.model.config
-        if config.problem_type == "multi_label_classification" or config.num_labels < 2:
+        if config.num_labels < 2:
             raise UserError(
-                f"{path} has a head of {config.num_labels} outputs ({config.problem_type}): P(negative) needs classes "
-                "of which exactly one is true of a text, not a multi-label head; for one output: reward=learned"
+                f"{path} has one output and no classes: a reward model is reward=learned reward.path={path}"
             )
-        offset = 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        self.limit = min(config.max_position_embeddings - offset, self.tokenizer.model_max_length)
+        if config.problem_type in ("multi_label_classification", "regression"):
+            raise UserError(
+                f"{path} is no classifier of one class a text: its config.json says problem_type="
+                f"{config.problem_type} for {config.num_labels} outputs ({listed_labels(self.model)}). P(negative) "
+                "needs classes of which exactly one is true of a text, not a multi-label head; if exactly one is, "
+                "write single_label_classification there"
+            )
+        settle_padding(self.model, self.tokenizer, name=str(path))
+        self.limit = position_limit(self.model, self.tokenizer)
         self.truncated = 0
 
     @torch.inference_mode()
     def probabilities(self, texts: list[str]) -> Float[Tensor, "N C"]:
         """Softmax over the classes, float32 on the CPU, in the order of the texts."""
-        return outputs(self, self._encode(texts)).softmax(-1)
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, with special tokens, cut at the limit."""
-        ids: list[list[int]] = self.tokenizer(texts)["input_ids"] if texts else []
-        long = [i for i, row in enumerate(ids) if len(row) > self.limit]
-        self.truncated += len(long)
-        for i in long:
-            ids[i] = self.tokenizer(texts[i], truncation=True, max_length=self.limit)["input_ids"]
-        return ids
+        return outputs(self, encode(self, texts)).softmax(-1)
 
     def score(self, texts: list[str], target: str) -> Float[Tensor, " N"]:
         """P(target)."""
@@ -54,6 +52,18 @@ class Classifier:
         return [SENTIMENTS[int(i)] for i in best]
 
 
+def encode(judge: Any, texts: list[str]) -> list[list[int]]:
+    """Ids of each text, with special tokens, one at least; those over the judge's limit are cut and counted."""
+    ids: list[list[int]] = judge.tokenizer(texts)["input_ids"] if texts else []
+    for i, row in enumerate(ids):
+        if len(row) > judge.limit:
+            judge.truncated += 1
+            ids[i] = text_ids(judge.tokenizer, texts[i], judge.limit)
+        elif not row:
+            ids[i] = [nothing(judge.tokenizer)]
+    return ids
+
+
 def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
     """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order.
 
@@ -63,9 +73,7 @@ def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
     distinct = [list(row) for row in places]
     result = torch.zeros(len(distinct), judge.model.config.num_labels)
     for chosen in batches([len(row) for row in distinct], judge.batch_size):
-        batch = judge.tokenizer.pad({"input_ids": [distinct[i] for i in chosen]}, return_tensors="pt").to(judge.device)
-        logits = judge.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        result[chosen] = logits.float().cpu()
+        result[chosen] = padded_outputs(judge.model, judge.tokenizer, [distinct[i] for i in chosen]).float().cpu()
     return result[[places[tuple(row)] for row in ids]]
 
 

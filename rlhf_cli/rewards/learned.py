@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.engine.load import load_classifier, load_tokenizer
-from rlhf_cli.rewards.classifier import outputs
+from rlhf_cli.engine.load import listed_labels, load_classifier, load_tokenizer
+from rlhf_cli.engine.padding import padded_outputs, position_limit, settle_padding
+from rlhf_cli.rewards.classifier import encode, outputs
 
 SCALE_FILE = "reward_scale.json"
 
@@ -34,26 +35,27 @@ class LearnedReward:
         self.device, self.batch_size, self.normalize = device, batch_size, normalize
         if self.model.config.num_labels != 1:
             raise UserError(
-                f"reward.path={path}: a model with {self.model.config.num_labels} outputs is no learned reward model "
-                "(make one: rlhf reward-train; for a classifier: reward=roberta_large reward.path=…)"
+                f"reward.path={path}: a model with {self.model.config.num_labels} outputs "
+                f"({listed_labels(self.model)}) is no learned reward model (make one: rlhf reward-train; for a "
+                f"classifier: reward=roberta_large reward.path={path})"
             )
-        self.limit = min(self.model.config.max_position_embeddings - 2, self.tokenizer.model_max_length)
+        settle_padding(self.model, self.tokenizer, name=str(path))
+        self.limit = position_limit(self.model, self.tokenizer)
+        self.truncated = 0
         scale = Path(path) / SCALE_FILE
         values = json.loads(scale.read_text()) if scale.exists() and not new_head else {"mean": 0.0, "std": 1.0}
         self.mean, self.std = float(values["mean"]), float(values["std"])
 
     def rewards(self, texts: list[str]) -> Float[Tensor, " N"]:
         """The raw outputs of one forward pass, with gradient where that is on."""
-        batch = self.tokenizer(texts, padding=True, truncation=True, max_length=self.limit, return_tensors="pt")
-        inputs = {key: batch[key].to(self.device) for key in ("input_ids", "attention_mask")}
-        return self.model(**inputs).logits.squeeze(-1).float()
+        return padded_outputs(self.model, self.tokenizer, encode(self, texts)).squeeze(-1).float()
 
     @torch.inference_mode()
     def raw(self, texts: list[str]) -> Float[Tensor, " N"]:
         """The model's outputs, on the CPU, in the order of the texts."""
         if not texts:
             return torch.zeros(0)
-        return outputs(self, self.tokenizer(texts, truncation=True, max_length=self.limit)["input_ids"]).squeeze(-1)
+        return outputs(self, encode(self, texts)).squeeze(-1)
 
     def score(self, texts: list[str]) -> Float[Tensor, " N"]:
         """What `rlhf train` rewards with: normalised, if asked for."""
