@@ -22,6 +22,7 @@ from rlhf_cli.runs.warnings import Warnings
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 FAST = ["qwen2, window of 8", "qwen2, yarn", "qwen3", "llama 3 rotary", "llama, biases", "smollm3", "gemma", "granite"]
+SMOKE = ["qwen2, yarn", "llama 3 rotary", "gemma", "gpt2", "gemma 2", "mixtral", "mamba"]
 PLAIN = ["gpt2", "gemma 2", "phi", "opt, projected", "bloom", "gpt_oss", "cohere", "mixtral", "mamba"]
 
 
@@ -30,7 +31,9 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tokenizer(tmp_path_factory.mktemp("tokenizer"), [r.text for r in generate_reviews(200, seed=0)])
 
 
-@pytest.mark.parametrize("kind", [*FAST, *PLAIN])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.smoke if kind in SMOKE else ()) for kind in (*FAST, *PLAIN)]
+)
 def test_every_kind_is_plain_transformers_alone(kind: str, tmp_path: Path, tokens: Any) -> None:
     found = differences(make(kind, tmp_path / "model", tokens))
     assert found.way.startswith("fast" if kind in FAST else "plain")
