@@ -89,7 +89,11 @@ def speed(work: Path) -> list[list[str]]:
     for kind, actor in actors.items():
         sampling, learning = ([turn[kind][part] for turn in rounds] for part in (0, 1))
         ratios = [sum(turn[kind]) / sum(turn["qwen2"]) for turn in rounds]
-        numbers = (f"{median(sampling):.2f} s", f"{median(learning):.2f} s", f"{median(ratios):.2f}")
+        numbers = (
+            f"{median(sampling):.2f} s",
+            f"{median(learning):.2f} s",
+            f"{median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})",
+        )
         found.append([kind, "fast" if way_of(actor).decoder else "plain", *numbers])
         print(" | ".join(found[-1]), flush=True)
     return found
@@ -167,7 +171,8 @@ SPEED = f"""
 ## Speed
 
 Seconds on one core for {ROWS} responses of {RESPONSE} tokens to prompts of {PROMPT}, sampled, then read with gradients:
-four layers 256 wide in all families, measured in turns, the median of {ROUNDS}.
+four layers 256 wide in all families, measured in turns, the median of {ROUNDS}
+rounds, with the lowest and highest ratio of a round: where these lie far apart the machine was busy.
 
 """
 
