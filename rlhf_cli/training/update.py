@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -195,19 +196,16 @@ def mix_gradients(policy: Policy, step: int, number: int) -> float:
     return float(loss.detach())
 
 
-class learning:
+@contextmanager
+def learning(policy: Policy, critic: Critic | None) -> Iterator[None]:
     """Inside, the models that learn are in train mode."""
-
-    def __init__(self, policy: Policy, critic: Critic | None) -> None:
-        own = critic.model if critic and critic.optimizer else None
-        self.models = [model for model in (policy.model, own) if model is not None]
-
-    def __enter__(self) -> None:
-        for model in self.models:
-            train_mode(model, True)
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        for model in self.models:
+    models = [policy.model, *([critic.model] if critic and critic.optimizer else [])]
+    for model in models:
+        train_mode(model, True)
+    try:
+        yield
+    finally:
+        for model in models:
             train_mode(model, False)
 
 
