@@ -26,8 +26,8 @@ from rlhf_cli.rl.divergences import full_kl
 from rlhf_cli.rl.rollout import Experience, Prompts, Rollout, concatenate
 from rlhf_cli.rl.trust_region import conjugate_gradient, flat, hessian_product
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training import micro_batches
 from rlhf_cli.training import natural_gradient as trust_region
-from rlhf_cli.training import update
 from rlhf_cli.training.policy import Generation, Policy
 
 ALGORITHMS = sorted(file.stem for file in (CONF / "algo").glob("*.yaml"))
@@ -314,8 +314,8 @@ def test_trpo_takes_back_a_step_that_is_not_finite(monkeypatch: pytest.MonkeyPat
 def test_a_process_without_a_row_of_the_minibatch_has_no_micro_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = play(tiny(), 1, 4, 1)
     zero = torch.zeros_like(rollout.logprobs)
-    monkeypatch.setattr(update.distributed, "share", lambda count: slice(0, 0))
-    assert list(update.micro_batches(Experience(rollout, zero, zero, zero, zero, zero), 4, lockstep=False)) == []
+    monkeypatch.setattr(micro_batches.distributed, "share", lambda count: slice(0, 0))
+    assert list(micro_batches.micro_batches(Experience(rollout, zero, zero, zero, zero, zero), 4, lockstep=False)) == []
 
 
 # --- pieces

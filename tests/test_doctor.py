@@ -11,14 +11,14 @@ from helpers.tiny_models import make, tokenizer
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands import doctor, doctor_actor
+from rlhf_cli.commands import doctor, doctor_actor, doctor_findings
 from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.config.compose import plan
 from rlhf_cli.data.generated import generate_reviews
 from rlhf_cli.engine.device import Compute
 
 
-def findings(*overrides: str) -> dict[str, doctor.Finding]:
+def findings(*overrides: str) -> dict[str, doctor_findings.Finding]:
     config = plan("doctor", ["scale=mini", *overrides], multirun=False, config_dir=None).jobs[0]
     return {finding.what: finding for finding in doctor.examine(config)}
 
@@ -56,18 +56,18 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_versions_that_were_not_tested_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     needed = ["torch>=99,<100", "pydantic<2", "no-such-package", "rich>=13", 'wandb>=99; extra == "other"']
     monkeypatch.setattr("importlib.metadata.requires", lambda _: needed)
-    found = {finding.what: finding for finding in doctor.packages()}
-    installed = doctor.installed("torch").removeprefix("torch ")
+    found = {finding.what: finding for finding in doctor_findings.packages()}
+    installed = doctor_findings.installed("torch").removeprefix("torch ")
     untested = f"{installed} is installed, which was not tested with rlhf; tested: 99 and later, below 100"
-    assert found["torch"] == doctor.Finding("torch", untested, "fix", 'pip install "torch<100,>=99"')
+    assert found["torch"] == doctor_findings.Finding("torch", untested, "fix", 'pip install "torch<100,>=99"')
     assert found["pydantic"].seen.endswith("tested: below 2")
     assert found["no-such-package"].seen == "not installed"
-    assert found["packages"].seen == f"within what was tested: {doctor.installed('rich')}"
+    assert found["packages"].seen == f"within what was tested: {doctor_findings.installed('rich')}"
     assert "wandb" not in found
 
 
 def test_the_installed_versions_are_the_tested_ones() -> None:
-    assert {finding.what: finding.state for finding in doctor.packages()} == {"packages": "ok"}
+    assert {finding.what: finding.state for finding in doctor_findings.packages()} == {"packages": "ok"}
 
 
 def test_the_training_step_trains() -> None:
@@ -80,7 +80,7 @@ CPU = Compute(torch.device("cpu"), torch.float32)
 def test_a_step_that_a_library_fails_names_the_library_and_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "one_step", lambda *_: torch.nn.Linear(2, 2).load_state_dict({}))
     found = findings("device=cpu")["a training step"]
-    torch_here, transformers_here = map(doctor.installed, doctor.ENGINE)
+    torch_here, transformers_here = map(doctor_findings.installed, doctor_findings.ENGINE)
     assert found.seen.startswith(
         "RuntimeError: Error(s) in loading state_dict for Linear: [raised in torch.nn.modules."
     )
@@ -97,16 +97,16 @@ def test_a_step_that_we_fail_names_the_library_that_called_us() -> None:
 
     with pytest.raises(AttributeError) as caught:
         torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD([torch.zeros(1)]), ours)
-    found = doctor.failed_step(caught.value, CPU)
+    found = doctor_findings.failed_step(caught.value, CPU)
     assert found.seen.startswith("AttributeError: 'Layer' object has no attribute 'store' [raised in test_doctor:")
     assert ", called from torch.optim.lr_scheduler:" in found.seen
-    assert found.seen.count(doctor.installed("torch")) == 2
+    assert found.seen.count(doctor_findings.installed("torch")) == 2
 
 
 def test_a_failed_step_is_tried_on_plainer_ground_where_there_is_any() -> None:
-    assert doctor.remedy(Compute(torch.device("cuda"), torch.bfloat16)) == "try device=cpu precision=fp32"
-    assert doctor.remedy(Compute(torch.device("cpu"), torch.bfloat16)) == "try precision=fp32"
-    assert doctor.remedy(CPU).startswith("these versions were tested")
+    assert doctor_findings.remedy(Compute(torch.device("cuda"), torch.bfloat16)) == "try device=cpu precision=fp32"
+    assert doctor_findings.remedy(Compute(torch.device("cpu"), torch.bfloat16)) == "try precision=fp32"
+    assert doctor_findings.remedy(CPU).startswith("these versions were tested")
 
 
 def test_the_precision_that_is_faster_here_is_named() -> None:
@@ -128,7 +128,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tokenizer(tmp_path_factory.mktemp("tokenizer"), [r.text for r in generate_reviews(200, seed=0)])
 
 
-def of_actor(folder: Path, *overrides: str) -> dict[str, doctor.Finding]:
+def of_actor(folder: Path, *overrides: str) -> dict[str, doctor_findings.Finding]:
     typed = ["scale=mini", "device=cpu", f"actor.path={folder}", *overrides]
     config = plan("doctor", typed, multirun=False, config_dir=None).jobs[0]
     return {finding.what: finding for finding in examine_actor(config)}

@@ -15,7 +15,7 @@ from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
 from rlhf_cli.runs import warnings
 from rlhf_cli.runs.status import read_status
-from rlhf_cli.training import experience, optimizer, rollouts, update
+from rlhf_cli.training import experience, micro_batches, optimizer, rollouts, update
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -135,7 +135,7 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_result(
 ) -> None:
     layout = ["optim.micro_batch_size=4", "rollout.micro_batch_size=8"]
     assert train(tmp_path / "a", *layout) == 0
-    for module in (experience, update):
+    for module in (experience, micro_batches):
         monkeypatch.setattr(module, "read", scarce(module.read, 2))
     monkeypatch.setattr(rollouts, "sample", scarce(rollouts.sample, 4))
     capsys.readouterr()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from rlhf_cli.commands.doctor import Finding, failed_step
+from rlhf_cli.commands.doctor_findings import Finding, failed_step
 
 ROWS, PROMPT, RESPONSE = 4, 8, 16
 """Of the rollout that is timed."""

@@ -135,8 +135,9 @@ def first_line(config: Config) -> str:
     made_of = "that ship with rlhf" if source in ("generated", "imdb") else f"of {source}"
     why = f"miniatures {made_of}, a simulation" if config.scale == "mini" else "models from the hub"
     reward = config.reward.fn or config.reward.path or config.reward.name
+    algo = config.algo.name + (f", loss {config.algo.loss}" if config.algo.loss else "")
     return (
-        f"scale={config.scale} ({why}) · {config.algo.name} · actor {config.actor.path or config.actor.name} · "
+        f"scale={config.scale} ({why}) · {algo} · actor {config.actor.path or config.actor.name} · "
         f"reward {reward} · {config.data.name} · seed {config.seed}"
     )
 

@@ -17,8 +17,8 @@ from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.rl.trust_region import flat, hessian_product, line_search, natural_step
 from rlhf_cli.training.metrics import UpdateStats
+from rlhf_cli.training.micro_batches import Lockstep, actor_loss, micro_batches, read_live
 from rlhf_cli.training.policy import Policy
-from rlhf_cli.training.update import Lockstep, actor_loss, micro_batches, read_live
 
 FISHER_SHARE = 0.25
 """Share of the rollouts in Fisher-vector products: the curvature needs fewer samples than the gradient (TRPO,

@@ -1,23 +1,24 @@
 """One batch of experience: epochs × minibatches × micro-batches of updates."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.dropout import train_mode
-from rlhf_cli.engine.finite import check_finite
 from rlhf_cli.engine.gradients import in_place
-from rlhf_cli.engine.read import Reading, read, response_values
+from rlhf_cli.engine.read import response_values
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.randomness import permutation
 from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.training.clock import phase
 from rlhf_cli.training.metrics import UpdateStats
+from rlhf_cli.training.micro_batches import Lockstep, actor_loss, micro_batches, read_live
+from rlhf_cli.training.natural_gradient import trust_region_step
 from rlhf_cli.training.policy import Critic, Policy
 
 
@@ -26,8 +27,6 @@ def optimize(
     policy: Policy, critic: Critic | None, reference: Any, batch: Experience, algo: Algorithm, step: int
 ) -> dict[str, float]:
     """Train on one batch; returns the metrics of the update, averaged over tokens or optimizer steps."""
-    from rlhf_cli.training.natural_gradient import trust_region_step
-
     stats = UpdateStats()
     with learning(policy, critic):
         if algo.trust_region is not None:
@@ -64,39 +63,6 @@ def minibatches(batch: Experience, algo: Algorithm, *, seed: int, step: int) -> 
         for number, at in enumerate(range(0, count, size)):
             minibatch = batch.select(order[at : at + size])
             yield epoch, number, minibatch.select(minibatch.rollout.cheapest_order())
-
-
-def micro_batches(batch: Experience, rows: int, *, lockstep: bool) -> Iterator[Experience]:
-    """This process's share, `rows` at a time; without lockstep, more rows where they are shorter."""
-    share = distributed.share(len(batch.rollout))
-    if share.start == share.stop:
-        return
-    mine = batch.select(share)
-    even = [slice(at, at + rows) for at in range(0, len(mine.rollout), rows)]
-    for some in even if lockstep else mine.rollout.pieces(rows):
-        yield mine.select(some)
-
-
-@dataclass(frozen=True)
-class Lockstep:
-    """Whether the model is sharded: processes run its layers together, so none may abort or retry alone."""
-
-    on: bool
-
-    @staticmethod
-    def of(policy: Policy) -> "Lockstep":
-        return Lockstep(distributed.is_split(policy.model))
-
-    def fit(self, policy: Policy, work: Callable[[int], UpdateStats]) -> UpdateStats:
-        """Gradients that fit this process's memory; NonFinite for all where it is so for one."""
-        if self.on:
-            return work(policy.micro_batch_size)
-        return distributed.all_or_none(lambda: policy.fit("learning", work))
-
-    def check(self, what: str, loss: Tensor) -> None:
-        """Raise NonFinite; in lockstep the gradient norm, which all processes see, shows it."""
-        if not self.on:
-            check_finite(what, loss.detach())
 
 
 def actor_gradients(
@@ -157,24 +123,6 @@ def critic_gradients(
         return stats
 
     return lockstep.fit(policy, work)
-
-
-def read_live(
-    policy: Policy, reference: Any, micro: Experience, algo: Algorithm, head: nn.Module | None = None
-) -> Reading:
-    """The policy's forward pass with gradient; the exact KL where it sits in the loss."""
-    direction = algo.full_kl("loss")
-    against = {"reference": reference, "direction": direction} if direction else {}
-    with policy.compute.autocast():
-        return read(policy.model, micro.rollout, temperature=policy.generation.temperature, value_head=head, **against)
-
-
-def actor_loss(
-    algo: Algorithm, micro: Experience, reading: Reading, total: float, *, first: bool = False
-) -> tuple[Tensor, dict[str, Tensor]]:
-    if first and algo.recompute:
-        micro = replace(micro, old_logprobs=reading.logprobs.detach())
-    return algo.actor_loss(micro, reading.logprobs, reading.entropies, total=total, full_kl=reading.full_kl)
 
 
 def value_term(
