@@ -88,7 +88,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("half a config.json", train(f"actor.path={place}"), "cannot be loaded")
     place = broken("other_shape", actor, lambda folder: config(folder, hidden_size=64))
     yield Case("weights of another shape than config.json says", train(f"actor.path={place}"), "cannot be loaded")
-    yield Case("a classifier as the actor", train(f"actor.path={classifier}"), "is no Causal")
+    yield Case("a classifier as the actor", train(f"actor.path={classifier}"), "is a classifier")
     yield Case("a causal model as the reward", train("reward=roberta_large", f"reward.path={actor}"), "is no Sequence")
     place = broken("bad_tokenizer", actor, lambda folder: cut(folder, "tokenizer.json"))
     yield Case("half a tokenizer.json", train(f"actor.path={place}"), "cannot be loaded")
