@@ -296,12 +296,12 @@ def test_pieces_hold_as_many_tokens_as_so_many_of_the_longest_rows(model: Qwen2F
     assert len(pieces) <= 8
 
 
-def test_a_shared_prompt_is_packed_once_and_only_if_it_is_the_same(model: Qwen2ForCausalLM) -> None:
+def test_a_groups_prompt_is_packed_once(model: Qwen2ForCausalLM) -> None:
     rollout = roll(model, in_groups(prompts([3, 7], 9), 4))
     inner = int(rollout.lengths.sum()) - len(rollout)
     assert len(pack(rollout).ids) == 3 + 7 + inner
-    other = torch.where(torch.arange(8)[:, None] == 1, 11, rollout.prompts)
-    assert len(pack(replace(rollout, prompts=other)).ids) == 3 + 3 + 7 + inner
+    other = torch.where(torch.arange(8) == 1, 7, rollout.group)
+    assert len(pack(replace(rollout, group=other)).ids) == 3 + 3 + 7 + inner
 
 
 def test_the_packed_models_samples_are_the_padded_models(

@@ -18,7 +18,7 @@ from rlhf_cli.engine import processes
 from rlhf_cli.engine.device import Compute, compute
 from rlhf_cli.engine.dropout import learns_in_eval_mode
 from rlhf_cli.engine.gate import way_of
-from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer
+from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer, lowered
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
 from rlhf_cli.preferences.continual import Continual
@@ -94,7 +94,8 @@ def make_experiment(
     notify("loading models")
     tokenizer = load_tokenizer(base)
     actor = load_actor(saved.actor or base, device=where.device)
-    reference = load_actor(saved.reference or base, device=where.device, dtype=where.dtype).requires_grad_(False)
+    reference = load_actor(saved.reference or base, device=where.device).requires_grad_(False)
+    reference = lowered(reference, where.dtype)
     values = value_model(config, actor, base, where, notify, saved) if learns and config.algo.needs_critic else None
     say_way(actor, notify)
     for model in (actor, values):

@@ -32,6 +32,13 @@ def evidence(**known: Any) -> Iterator[None]:
         raise
 
 
+def check_all_finite(named: dict[str, Tensor], mask: Tensor, **evidence: Any) -> None:
+    """`check_finite` of each, with one look at the device where all is well."""
+    if torch.stack([(~torch.isfinite(values) & mask).any() for values in named.values()]).any():
+        for what, values in named.items():
+            check_finite(what, values, mask, **evidence)
+
+
 def check_finite(what: str, values: Tensor | None, mask: Tensor | None = None, **evidence: Any) -> None:
     """Raise NonFinite if a value (where the mask is set) is NaN or infinite; the first dimension is rows."""
     if values is None:

@@ -181,12 +181,13 @@ def _fast(model: Any, decoder: Decoder, rollout: Rollout) -> list[Tensor]:
     packed = told(packed_states(model, decoder, pack(rollout))).split(rollout.lengths.tolist())
     count, width = rollout.prompts.shape
     cache = KVCache(decoder.layers, torch.arange(count, device=rollout.prompts.device), width + 1)
-    real = torch.arange(width + 1, device=rollout.prompts.device) >= width - rollout.prompt_lengths[:, None]
+    lengths = rollout.prompt_lengths.to(rollout.device)
+    real = torch.arange(width + 1, device=rollout.device) >= width - lengths[:, None]
     states = [prefill(model, decoder, cache, rollout.prompts, real[:, :width], padded=True)]
     if rollout.prompts.device.type == "cpu":
         weight = model.get_input_embeddings().weight if head is None else head.weight
         step = EagerDecoder(model, decoder, weight, cache).step
-        states.append(step(rollout.responses[:, 0], rollout.prompt_lengths, real[:, None]))
+        states.append(step(rollout.responses[:, 0], lengths, real[:, None]))
     continued = torch.stack([told(x) for x in states], 1)
     return [torch.cat([rows, again]) for rows, again in zip(packed, continued, strict=True)]
 
@@ -270,7 +271,7 @@ def _cache_facts(
 
     def continued(facts: plain.Facts, rows: Tensor, leave: bool) -> list[Tensor]:
         """Predictions of the first three response tokens of these rows; with `leave` their order is turned round."""
-        chosen = plain.PlainDecoder(model, facts, prompts[rows, :], lengths[rows])
+        chosen = plain.PlainDecoder(model, facts, prompts[rows, :], lengths[rows.cpu()])
         found = [chosen.logits]
         order = torch.arange(len(rows), device=rows.device)
         for at in range(2):

@@ -24,6 +24,24 @@ def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.fl
     return _checked(_causal_lm(path, device, dtype=dtype))
 
 
+def lowered(model: Any, dtype: torch.dtype) -> Any:
+    """A frozen model for products in `dtype`, with exactly the numbers of float32 weights read under autocast.
+
+    On the fast way only the factors of matrix products are rounded, so those matrices are kept rounded. The rest
+    (norms, biases, an embedding that rounding would change) stays float32: rounded too, it would read other log-probs
+    than the policy that it was copied from. The plain way rounds elsewhere, so there all stays float32.
+    """
+    decoder = way_of(model).decoder
+    if dtype == torch.float32 or decoder is None:
+        return model
+    table = model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        rounded = parameter.data.to(dtype)
+        if parameter.ndim == 2 and (parameter is not table or bool((rounded.float() == parameter).all())):
+            parameter.data = rounded
+    return model
+
+
 def load_critic(path: str, *, device: torch.device) -> Any:
     """A value model on the trunk of a causal LM; its value head (`.score`) starts at 0, or is that of a saved critic's
     folder."""

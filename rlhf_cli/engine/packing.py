@@ -1,7 +1,8 @@
 """Rollouts without their padding: one row of N real tokens goes through the model, and only attention sees [B, T].
 
 A prompt that several rollouts of a micro-batch share is in it once, and a response's last token, from which nothing is
-predicted, not at all. Left out on purpose: block-sparse attention; T is short, and attention a few percent of the work.
+predicted, not at all. The layout follows from lengths and groups, which the host knows: no GPU is asked for it. Left
+out on purpose: block-sparse attention; T is short, and attention a few percent of the work.
 """
 
 from collections.abc import Callable
@@ -60,15 +61,26 @@ class Packing:
         return spread.index_copy_(0, self.back, d).index_fill_(0, self.empty, 0)
 
 
+_last: list[tuple[Rollout, Callable[[int], int], Packing]] = []
+"""Reference, policy and critic read the same micro-batch one after the other."""
+
+
 def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
-    """Lay a rollout's tokens in one row; rollouts of one group with one prompt share its tokens.
+    """Lay a rollout's tokens in one row; rollouts of one group share the tokens of their prompt.
 
     `size`: to how many of them that number is to be filled up, where there is padding to do it with.
     """
-    rows = torch.arange(len(rollout), device=rollout.lengths.device)
+    if not _last or _last[0][0] is not rollout or _last[0][1] is not size:
+        with torch.inference_mode(False):  # what is made inside could not be used for learning
+            _last[:] = [(rollout, size, _packed(rollout, size))]
+    return _last[0][2]
+
+
+def _packed(rollout: Rollout, size: Callable[[int], int]) -> Packing:
+    rows = torch.arange(len(rollout))
     width, before = rollout.prompts.shape[1], rollout.prompt_lengths[:, None]
     end = before + rollout.lengths[:, None] - 1
-    at = torch.arange(int(end.max()), device=rows.device)
+    at = torch.arange(int(end.max()))
     in_prompt, in_response = at < before, (at >= before) & (at < end)
     owner = _owner(rollout, rows)
     fresh = (in_prompt & (owner == rows)[:, None]) | in_response
@@ -78,39 +90,40 @@ def pack(rollout: Rollout, size: Callable[[int], int] = int) -> Packing:
         fresh |= in_response
     number = (fresh.flatten().cumsum(0) - 1).view(fresh.shape)
     place = torch.where(in_prompt, number[owner], number).masked_fill(~(in_prompt | in_response), 0)
-    prompt_ids = rollout.prompts.gather(1, (width - before + at).clamp(max=width - 1))
-    response_ids = rollout.responses.gather(1, (at - before).clamp(0, rollout.responses.shape[1] - 1))
+    source = torch.where(in_prompt, width - before + at, width + (at - before).clamp(0, rollout.responses.shape[1] - 1))
+    source += rows[:, None] * (width + rollout.responses.shape[1])
     back, empty = (x.flatten().nonzero().squeeze(1) for x in (fresh, ~fresh))
-    last = (before - 1 + torch.arange(rollout.responses.shape[1], device=rows.device)).clamp(max=len(at) - 1)
-    predictors, predictor = place.gather(1, last)[rollout.mask].unique(return_inverse=True)
+    last = (before - 1 + torch.arange(rollout.responses.shape[1])).clamp(max=len(at) - 1)
+    predictors, predictor = place.gather(1, last)[rollout.host_mask].unique(return_inverse=True)
     direct = len(predictors) == len(predictor)
     if size is not int:
-        others = torch.ones(int(fresh.sum()), dtype=torch.bool, device=rows.device).index_fill_(0, predictors, False)
+        others = torch.ones(int(fresh.sum()), dtype=torch.bool).index_fill_(0, predictors, False)
         more = others.nonzero().squeeze(1)[: size(len(predictors)) - len(predictors)]
         direct &= not len(more)
         predictors, order = torch.cat([predictors, more]).sort()
         predictor = order.argsort()[predictor]
+
+    def there(x: Tensor) -> Tensor:
+        return x.to(rollout.device, non_blocking=True)
+
     return Packing(
-        ids=torch.where(in_prompt, prompt_ids, response_ids).flatten()[back],
-        positions=back % len(at),
-        place=place,
-        back=back,
-        empty=empty,
+        ids=rollout.ids.flatten()[there(source.flatten()[back])],
+        positions=there(back % len(at)),
+        place=there(place),
+        back=there(back),
+        empty=there(empty),
         shares=bool((in_prompt & ~fresh).any()),
         whole=not len(empty),
-        predictors=predictors,
-        predictor=predictor,
+        predictors=there(predictors),
+        predictor=there(predictor),
         direct=direct,
     )
 
 
 def _owner(rollout: Rollout, rows: Tensor) -> Tensor:
-    """For each rollout the first one with its prompt, or itself."""
+    """For each rollout the first one of its group."""
     _, group = rollout.group.unique(return_inverse=True)
-    first = torch.full_like(rows, len(rows)).scatter_reduce(0, group, rows, "amin")
-    owner = first[group]
-    same = (rollout.prompts[owner] == rollout.prompts).all(1)
-    return torch.where(same & (rollout.prompt_lengths[owner] == rollout.prompt_lengths), owner, rows)
+    return torch.full_like(rows, len(rows)).scatter_reduce(0, group, rows, "amin")[group]
 
 
 def attend(

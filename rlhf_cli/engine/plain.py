@@ -97,10 +97,10 @@ def response_outputs(
         return _of_equal_lengths(model, rollout, facts, head_inputs)
     before, after = rollout.prompt_lengths, rollout.lengths
     width, total = rollout.prompts.shape[1], before + after
-    at = torch.arange(int(total.max()) - 1, device=before.device)  # nothing is predicted from the last token
-    index = torch.where(at < before[:, None], width - before[:, None] + at, width + at - before[:, None])
-    ids = rollout.ids.gather(1, index.clamp(max=rollout.ids.shape[1] - 1))
-    ids = torch.where(at < total[:, None], ids, ids[:, :1])
+    at = torch.arange(int(total.max()) - 1)  # nothing is predicted from the last token
+    index = width - before[:, None] + at  # prompts end where responses begin
+    index = torch.where(at < total[:, None], index, index[:, :1]).to(rollout.device, non_blocking=True)
+    ids = rollout.ids.gather(1, index)
     skipped = int(before.min()) - 1
     keep = len(at) - skipped if "logits_to_keep" in facts.names else 0
     seen: list[Tensor] = []
@@ -110,7 +110,9 @@ def response_outputs(
 
     def chosen(x: Tensor) -> Tensor:
         at_them = wanted[:, skipped:] if x.shape[1] == len(at) - skipped else wanted
-        return x.flatten(0, 1) if bool(at_them.all()) else x[at_them]  # no second copy of so much
+        if bool(at_them.all()):
+            return x.flatten(0, 1)  # no second copy of so much
+        return x.flatten(0, 1)[at_them.flatten().nonzero().squeeze(1).to(x.device, non_blocking=True)]
 
     if head_inputs is not None:
         head_inputs.append(chosen(seen[-1]))
@@ -122,15 +124,15 @@ def _of_equal_lengths(
 ) -> Float[Tensor, "M _"]:
     total, inputs = rollout.prompt_lengths + rollout.lengths, list[Tensor]()
     found, order = [], []
-    number = torch.arange(int(rollout.mask.sum()), device=total.device)
-    numbers = torch.zeros_like(rollout.responses).masked_scatter(rollout.mask, number)
+    mask = rollout.host_mask
+    numbers = torch.zeros(mask.shape, dtype=torch.long).masked_scatter(mask, torch.arange(int(mask.sum())))
     each = Facts(facts.names)
     for length in total.unique().tolist():
         rows = (total == length).nonzero().squeeze(1)
         some = rollout.select(rows)
         found.append(response_outputs(model, some, each, inputs if head_inputs is not None else None))
-        order.append(numbers[rows][some.mask])
-    back = torch.cat(order).argsort()
+        order.append(numbers[rows][:, : some.responses.shape[1]][some.host_mask])
+    back = torch.cat(order).argsort().to(rollout.device, non_blocking=True)
     if head_inputs is not None:
         head_inputs.append(torch.cat(inputs)[back])
     return torch.cat(found)[back]
@@ -161,10 +163,10 @@ class PlainDecoder:
     def __init__(self, model: Any, facts: Facts, prompts: Int[Tensor, "B P"], lengths: Int[Tensor, " B"]) -> None:
         self.model, self.facts, self.names = model, facts, facts.names
         width = int(lengths.max())
-        self.ids, self.lengths, self.cache = prompts[:, prompts.shape[1] - width :], lengths, None
-        at = torch.arange(width, device=lengths.device)
-        self.real = at >= width - lengths[:, None]
         self.padded = facts.left_padding and bool((lengths < width).any())
+        self.ids, self.cache = prompts[:, prompts.shape[1] - width :], None
+        self.lengths = lengths.to(prompts.device, non_blocking=True)
+        self.real = torch.arange(width, device=prompts.device) >= width - self.lengths[:, None]
         self._forward(self.ids)
 
     def step(self, tokens: Int[Tensor, " B"]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,7 +26,7 @@ KEEP_BYTES = {"cpu": 2**28, "cuda": 2**32}
 
 def keepable(critic: Any, rollout: Rollout) -> bool:
     """Whether a forward pass over the whole rollout can keep what its backward pass needs."""
-    decoder, device = gate.fast(critic.base_model, rollout.ids.shape[1]), rollout.lengths.device.type
+    decoder, device = gate.fast(critic.base_model, rollout.ids.shape[1]), rollout.device.type
     if decoder is None:
         return False
     tokens = int((rollout.prompt_lengths + rollout.lengths).sum())
@@ -92,9 +92,9 @@ def read(
     direction: str = "policy_ref",
 ) -> Reading:
     """One forward pass; the LM head runs on response positions only."""
-    mask = rollout.mask
+    places, shape = rollout.places, rollout.responses.shape
     seen = predictions(model, rollout, value_head)
-    logprobs, entropies = seen.logprobs(rollout.responses[mask], temperature)
+    logprobs, entropies = seen.logprobs(rollout.responses.flatten()[places], temperature)
     kl = None
     if reference is not None:
         with torch.no_grad():
@@ -109,10 +109,10 @@ def read(
             direction=direction,
         )
     return Reading(
-        logprobs=_scatter(logprobs, mask),
-        entropies=_scatter(entropies, mask),
-        values=None if seen.values is None else _scatter(seen.values, mask),
-        full_kl=None if kl is None else _scatter(kl, mask),
+        logprobs=_spread(logprobs, places, shape),
+        entropies=_spread(entropies, places, shape),
+        values=None if seen.values is None else _spread(seen.values, places, shape),
+        full_kl=None if kl is None else _spread(kl, places, shape),
     )
 
 
@@ -126,7 +126,7 @@ def response_logprobs(
 
 def response_values(critic: Any, rollout: Rollout) -> Float[Tensor, "B R"]:
     """V(prompt and response up to before each token); 0 outside the response."""
-    mask, trunk = rollout.mask, critic.base_model
+    trunk = critic.base_model
     decoder = gate.fast(trunk, rollout.ids.shape[1])
     if decoder is not None:
         states = _packed(trunk, decoder, rollout)
@@ -135,7 +135,7 @@ def response_values(critic: Any, rollout: Rollout) -> Float[Tensor, "B R"]:
         has_head = trunk.get_output_embeddings() is not None
         states = plain.response_outputs(trunk, rollout, facts, inputs if has_head else None)
         states = inputs[-1] if has_head else states
-    return _scatter(critic.score(states).squeeze(-1).float(), mask)
+    return _spread(critic.score(states).squeeze(-1).float(), rollout.places, rollout.responses.shape)
 
 
 def token_full_kl(
@@ -181,5 +181,6 @@ def _logits(states: Tensor, weight: Tensor | None) -> Tensor:
     return states.float() if weight is None else nn.functional.linear(states.to(weight.dtype), weight).float()
 
 
-def _scatter(values: Float[Tensor, " N"], mask: Bool[Tensor, "B R"]) -> Float[Tensor, "B R"]:
-    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+def _spread(values: Float[Tensor, " M"], places: Int[Tensor, " M"], shape: torch.Size) -> Float[Tensor, "B R"]:
+    """The response tokens' numbers where they belong, 0 elsewhere."""
+    return values.new_zeros(shape.numel()).index_copy(0, places, values).view(shape)

@@ -33,7 +33,8 @@ def sample(
     vocabulary, width = logit_count(model), prompts.ids.shape[1]
     ends = torch.zeros(vocabulary, dtype=torch.bool, device=prompts.ids.device)
     ends.index_fill_(0, torch.tensor(eos_ids, device=ends.device), True)
-    chances = uniforms(seed, step, prompts.index[:, None], torch.arange(max_length, device=ends.device))
+    index = prompts.index[:, None].to(ends.device, non_blocking=True)
+    chances = uniforms(seed, step, index, torch.arange(max_length, device=ends.device))
     decoder = gate.fast(model, width + max_length)
     if decoder is None:
         responses, logprobs = _plainly(model, prompts, chances, ends, temperature)
@@ -41,15 +42,15 @@ def sample(
         drawn = _replay if cuda_graphs and captures(model) else _grow
         responses, logprobs = drawn(model, decoder, prompts, chances, ends, temperature / decoder.logit_scale)
     over = ends[responses]
-    ended = over.any(1)
-    lengths = torch.where(ended, over.int().argmax(1) + 1, max_length)  # the first one ends it
+    lengths = torch.where(over.any(1), over.int().argmax(1) + 1, max_length)  # the first one ends it
     after = torch.arange(max_length, device=ends.device) >= lengths[:, None]
+    lengths, ended = torch.stack([lengths, over.any(1)]).cpu()  # the host waits once for a whole rollout
     return Rollout(
         prompts=prompts.ids,
         prompt_lengths=prompts.lengths,
         responses=responses.masked_fill_(after, pad_id),
         lengths=lengths,
-        ended=ended,
+        ended=ended.bool(),
         logprobs=logprobs.masked_fill_(after, 0),
         group=prompts.group,
     )
@@ -82,13 +83,14 @@ def _replay(
     step = captured_step(model, decoder, draw, rows=count, columns=width + longest, length=longest)
     first, owner = distinct_prompts(prompts)
     cache = kv_cache.KVCache(decoder.layers, owner, width)
-    real = torch.arange(width, device=ends.device) >= width - prompts.lengths[:, None]
+    lengths = prompts.lengths.to(ends.device, non_blocking=True)
+    real = torch.arange(width, device=ends.device) >= width - lengths[:, None]
     states = prefill(model, decoder, cache, prompts.ids[first], real[first], padded=True)[owner]
     return step.rollout(
         model,
         cache,
         states,
-        positions=prompts.lengths,
+        positions=lengths,
         real=real,
         uniforms=chances,
         ends=ends,
@@ -111,8 +113,8 @@ def _grow(
     logprobs = torch.zeros(count, longest, device=device)
     first, owner = distinct_prompts(prompts)
     cache = kv_cache.KVCache(decoder.layers, owner, width + longest - 1)
-    columns = torch.arange(width + longest, device=device)
-    real = columns >= width - prompts.lengths[:, None]
+    columns, lengths = torch.arange(width + longest, device=device), prompts.lengths.to(device, non_blocking=True)
+    real = columns >= width - lengths[:, None]
     padded = bool((prompts.lengths < width).any())
     # the prompts, each once; then one token a row and a step
     states = prefill(model, decoder, cache, prompts.ids[first], real[first, :width], padded=padded)[owner]
@@ -136,7 +138,7 @@ def _grow(
             rows, token, real, going = rows[:left], token[:left], real[:left], going[:left]
         if at + 1 == longest:
             break
-        seen, positions = real[:, : width + at + 1], prompts.lengths[rows] + at
+        seen, positions = real[:, : width + at + 1], lengths[rows] + at
         states = stepper.step(token, positions, seen[:, None] if padded else None)
     return responses, logprobs
 
@@ -155,7 +157,8 @@ def _plainly(
     lengths = [prompts.lengths] if facts.left_padding else list(prompts.lengths.unique())
     for wanted in lengths:
         rows = (prompts.lengths == wanted).nonzero().squeeze(1)
-        _plain_batch(model, facts, prompts.select(rows), rows, chances, ends, temperature, (responses, logprobs))
+        there = rows.to(ends.device, non_blocking=True)
+        _plain_batch(model, facts, prompts.select(rows), there, chances, ends, temperature, (responses, logprobs))
     return responses, logprobs
 
 
@@ -200,8 +203,9 @@ def some_more(going: Bool[Tensor, " B"], left: int, unit: int) -> Bool[Tensor, "
 def distinct_prompts(prompts: Prompts) -> tuple[Int[Tensor, " U"], Int[Tensor, " B"]]:
     """(the rows with a group's first prompt, which of those each row has): a group's prompt is read once."""
     _, owner = prompts.group.unique_consecutive(return_inverse=True)
-    first = torch.full((int(owner[-1]) + 1,), len(prompts), device=owner.device)
-    return first.scatter_reduce(0, owner, torch.arange(len(prompts), device=owner.device), "amin"), owner
+    first = torch.full((int(owner[-1]) + 1,), len(prompts))
+    first = first.scatter_reduce(0, owner, torch.arange(len(prompts)), "amin")
+    return first.to(prompts.ids.device, non_blocking=True), owner.to(prompts.ids.device, non_blocking=True)
 
 
 BLOCK = 128

@@ -70,19 +70,19 @@ def group_advantages(
 ) -> Float[Tensor, " B"]:
     """(r − mean) / (std + eps) within each group (GRPO, Shao et al. 2024, sec. 4.1.2); scale="none": Dr. GRPO.
 
-    `group[i]` is any id shared by the responses to one prompt; they need not be neighbours. Bessel's std (ddof 1)
-    and eps 1e-6, as verl has it (TRL: 1e-4, OpenRLHF: 1e-9). A group of equal rewards gets exactly 0 in any dtype:
-    it is found by max == min, since a rounded mean is off by an ulp and a tiny denominator blows that up. A group of
-    one says nothing about its reward and gets 0 too, where verl would let the raw score through. Sums run in
-    float32 at least: in float16 the square of a small spread would be 0.
+    `group[i]` is any id shared by the responses to one prompt; they need not be neighbours, and may be in the host's
+    memory. Bessel's std (ddof 1) and eps 1e-6, as verl has it (TRL: 1e-4, OpenRLHF: 1e-9). A group of equal rewards
+    gets exactly 0 in any dtype: it is found by max == min, since a rounded mean is off by an ulp and a tiny denominator
+    blows that up. A group of one says nothing about its reward and gets 0 too, where verl would let the raw score
+    through. Sums run in float32 at least: in float16 the square of a small spread would be 0.
 
     Raises ValueError for another scale.
     """
     if scale not in ("std", "none"):
         raise ValueError(f"scale={scale!r}: std or none")
-    ids, inverse, counts = group.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = (x.to(scores.device) for x in group.unique(return_inverse=True, return_counts=True))
     exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    zeros = exact.new_zeros(len(ids))
+    zeros = exact.new_zeros(len(counts))
     centred = exact - (zeros.index_add(0, inverse, exact) / counts)[inverse]
     if scale == "std":
         variance = zeros.index_add(0, inverse, centred.square()) / (counts - 1).clamp(min=1)
@@ -92,7 +92,7 @@ def group_advantages(
 
 def constant_groups(scores: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Bool[Tensor, " B"]:
     """True where all rewards of the row's group are equal: nothing to learn from (DAPO, Yu et al. 2025, eq. 11)."""
-    ids, inverse = group.unique(return_inverse=True)
+    ids, inverse = (x.to(scores.device) for x in group.unique(return_inverse=True))
     zeros = scores.new_zeros(len(ids))
     high = zeros.scatter_reduce(0, inverse, scores, "amax", include_self=False)
     low = zeros.scatter_reduce(0, inverse, scores, "amin", include_self=False)
@@ -104,6 +104,6 @@ def leave_one_out(scores: Float[Tensor, " B"], group: Int[Tensor, " B"]) -> Floa
 
     With n in the group that is n/(n−1) times r_i minus the mean of all.
     """
-    _, inverse, counts = group.unique(return_inverse=True, return_counts=True)
+    _, inverse, counts = (x.to(scores.device) for x in group.unique(return_inverse=True, return_counts=True))
     n = counts[inverse]
     return (group_advantages(scores, group, scale="none") * n / (n - 1).clamp(min=1)).to(scores.dtype)

@@ -154,7 +154,7 @@ class Algorithm:
     def total(self, batch: Experience) -> float:
         """What a minibatch's losses are divided by, so that its micro-batches' losses add up."""
         constant = float(len(batch.rollout) * self.max_length)
-        return aggregation_total(batch.rollout.mask, how=self.aggregation, constant=constant)
+        return aggregation_total(batch.rollout.host_mask, how=self.aggregation, constant=constant)
 
     def actor_loss(
         self,

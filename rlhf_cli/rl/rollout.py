@@ -1,7 +1,11 @@
-"""The batch is a record. Dimensions: B rollouts, P prompt, R response, T = P + R, V vocabulary."""
+"""The batch is a record. Dimensions: B rollouts, P prompt, R response, T = P + R, V vocabulary.
+
+What says how a batch is laid out (lengths, groups, which rows ended) stays in the host's memory; tokens and numbers are
+on the device. So rows are ordered, cut into micro-batches and packed without waiting for a GPU.
+"""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,18 +18,31 @@ Same = TypeVar("Same", bound="Record")
 class Record:
     """A record of tensors that share their first dimension."""
 
+    HOST: ClassVar[tuple[str, ...]] = ()
+    """Fields that stay in the host's memory."""
+
     def select(self: Same, indices: Tensor | slice) -> Same:
-        """The rows `indices` of every field."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v[indices] for k, v in chosen.items() if isinstance(v, Tensor)})
+        """The rows `indices` of every field; a tensor of indices is the host's."""
+        return replace(self, **{name: chosen_rows(x, indices) for name, x in self._tensors().items()})
 
     def to(self: Same, device: torch.device) -> Same:
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in chosen.items() if isinstance(v, Tensor)})
+        """The same with what is not the host's on this device."""
+        return replace(self, **{name: x.to(device) for name, x in self._tensors().items() if name not in self.HOST})
+
+    def _tensors(self) -> dict[str, Any]:
+        named = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: x for name, x in named.items() if isinstance(x, Tensor)}
+
+
+def chosen_rows(x: Tensor, rows: Tensor | slice) -> Tensor:
+    """x[rows], wherever x is. Indices on their way to a GPU are waited for by nobody."""
+    return x[rows if isinstance(rows, slice) else rows.to(x.device, non_blocking=True)]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts(Record):
+    HOST = ("lengths", "index", "group")
+
     ids: Int[Tensor, "B P"]
     """Left-padded."""
     lengths: Int[Tensor, " B"]
@@ -40,6 +57,8 @@ class Prompts(Record):
 
 @dataclass(frozen=True, slots=True)
 class Rollout(Record):
+    HOST = ("prompt_lengths", "lengths", "ended", "group")
+
     prompts: Int[Tensor, "B P"]
     """Left-padded."""
     prompt_lengths: Int[Tensor, " B"]
@@ -57,10 +76,24 @@ class Rollout(Record):
         return self.responses.shape[0]
 
     @property
+    def device(self) -> torch.device:
+        return self.responses.device
+
+    @property
     def mask(self) -> Bool[Tensor, "B R"]:
         """True at response tokens."""
-        positions = torch.arange(self.responses.shape[1], device=self.responses.device)
-        return positions < self.lengths[:, None]
+        positions = torch.arange(self.responses.shape[1], device=self.device)
+        return positions < self.lengths[:, None].to(self.device, non_blocking=True)
+
+    @property
+    def host_mask(self) -> Bool[Tensor, "B R"]:
+        """The mask in the host's memory."""
+        return torch.arange(self.responses.shape[1]) < self.lengths[:, None]
+
+    @property
+    def places(self) -> Int[Tensor, " M"]:
+        """Where in [B, R], flat, the response tokens are: `x.flatten()[places]` is `x[mask]`, and waits for nothing."""
+        return self.host_mask.flatten().nonzero().squeeze(1).to(self.device, non_blocking=True)
 
     @property
     def ids(self) -> Int[Tensor, "B T"]:
@@ -70,16 +103,15 @@ class Rollout(Record):
     def attention(self) -> Bool[Tensor, "B T"]:
         """True at real tokens: from the lengths, never from ids (pad may equal EOS)."""
         width = self.prompts.shape[1]
-        prompt = torch.arange(width, device=self.prompts.device) >= width - self.prompt_lengths[:, None]
-        return torch.cat([prompt, self.mask], 1)
+        before = self.prompt_lengths[:, None].to(self.device, non_blocking=True)
+        return torch.cat([torch.arange(width, device=self.device) >= width - before, self.mask], 1)
 
     def cheapest_order(self) -> Int[Tensor, " B"]:
         """The order of rows that costs least to read: rows of one prompt together, whose tokens they share in a
         micro-batch, and groups of like length."""
-        group, lengths = self.group.cpu(), self.lengths.cpu()
-        groups, number = group.unique(return_inverse=True)
-        longest = torch.zeros_like(groups).scatter_reduce(0, number, lengths, "amax")
-        return (longest[number] * len(groups) + number).argsort(stable=True).to(self.lengths.device)
+        groups, number = self.group.unique(return_inverse=True)
+        longest = torch.zeros_like(groups).scatter_reduce(0, number, self.lengths, "amax")
+        return (longest[number] * len(groups) + number).argsort(stable=True)
 
     def pieces(self, rows: int) -> list[slice]:
         """Consecutive rows that have no more positions, padding included, than `rows` of the widest."""
@@ -151,5 +183,7 @@ class Experience(Record):
         rollout = self.rollout.select(indices).trimmed()
         longest = rollout.responses.shape[1]
         columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollout"}
-        chosen: dict[str, Any] = {name: None if x is None else x[indices, :longest] for name, x in columns.items()}
+        chosen: dict[str, Any] = {
+            name: None if x is None else chosen_rows(x, indices)[:, :longest] for name, x in columns.items()
+        }
         return replace(self, rollout=rollout, **chosen)

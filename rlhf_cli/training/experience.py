@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_cli.engine import gate
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
-from rlhf_cli.engine.finite import check_finite
+from rlhf_cli.engine.finite import check_all_finite
 from rlhf_cli.engine.read import keepable, read, response_logprobs, response_values
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.rl.rollout import Experience, Rollout
@@ -39,8 +39,7 @@ def evaluate(
     numbers = {"a policy's log-prob is": batch.old_logprobs, "a reference's log-prob is": batch.ref_logprobs}
     if batch.values is not None:
         numbers["a value is"] = batch.values
-    for name, values in numbers.items():
-        check_finite(name, values, rollout.mask, batch=batch)
+    check_all_finite(numbers, rollout.mask, batch=batch)
     return batch
 
 
@@ -63,7 +62,8 @@ def _evaluate(
     keeps = _keeps_graph(policy, critic, rollout)
     mine = rollout.select(distributed.share(len(rollout)))
     order = mine.cheapest_order()
-    mine, back, columns = mine.select(order), order.argsort(), _Columns()
+    back = order.argsort().to(rollout.device, non_blocking=True)
+    mine, columns = mine.select(order), _Columns()
     for some in mine.pieces(rows):
         with policy.compute.autocast():
             _read(mine.select(some).trimmed(), policy, reference, critic, algo, columns, keeps=keeps)

@@ -31,7 +31,9 @@ def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str
         "train/response_length": rollout.lengths.float().mean(),
         "train/eos_rate": rollout.ended.float().mean(),
         "train/repetition": sum(map(repetition, texts.responses)) / len(texts.responses),
-        "train/advantage_length_corr": correlation(masked_mean(batch.advantages, mask, 1), rollout.lengths.float()),
+        "train/advantage_length_corr": correlation(
+            masked_mean(batch.advantages, mask, 1), rollout.lengths.to(mask.device).float()
+        ),
         "train/beta": algo.beta.value,
     }
     if algo.surrogate == "kl_penalty":
@@ -39,7 +41,7 @@ def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str
     if algo.filter == "refill":
         metrics["train/groups_drawn"] = rollouts.groups_drawn
     if len(rollout.group.unique()) < len(rollout):
-        metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group.cpu()).float().mean()
+        metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group).float().mean()
     metrics |= {f"train/penalty/{name}": part.mean() for name, part in rewards.parts.items()}
     metrics |= {f"train/source/{name}": part.mean() for name, part in rewards.sources.items()}
     if batch.values is not None and batch.returns is not None:
@@ -48,14 +50,24 @@ def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str
         metrics["train/entropy"] = masked_sum(batch.entropies, mask) / rollout.lengths.sum()
     if batch.read_logprobs is not None:
         metrics["train/logprob_mismatch"] = ((batch.read_logprobs - rollout.logprobs) * mask).abs().max()
-    return {name: float(value) for name, value in metrics.items()}
+    return told(metrics)
 
 
-def correlation(x: Tensor, y: Tensor) -> float:
+def told(metrics: dict[str, Tensor | float]) -> dict[str, float]:
+    """Plain numbers. What is on a GPU is read at once: the host waits one time, not for each."""
+    there = [name for name, value in metrics.items() if isinstance(value, Tensor) and value.is_cuda]
+    known = {name: float(value) for name, value in metrics.items() if name not in there}
+    if there:
+        read = torch.stack([torch.as_tensor(metrics[name]).detach().double() for name in there]).tolist()
+        known |= dict(zip(there, read, strict=True))
+    return {name: known[name] for name in metrics}
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's; 0 where one of them does not vary."""
     x, y = x - x.mean(), y - y.mean()
-    scale = float(x.norm() * y.norm())
-    return float(x.dot(y)) / scale if scale > 0 else 0.0
+    scale = (x.norm() * y.norm()).double()
+    return torch.where(scale > 0, x.dot(y).double() / scale, 0.0)
 
 
 def merged(batch: dict[str, float], update: dict[str, float]) -> dict[str, float]:
@@ -66,15 +78,15 @@ def merged(batch: dict[str, float], update: dict[str, float]) -> dict[str, float
 
 @dataclass
 class UpdateStats:
-    """Sums of an update's metrics, over tokens and optimizer steps."""
+    """Sums of an update's metrics, over tokens and optimizer steps: on the device in float64 until `of_all`."""
 
-    loss: float = 0.0
-    value_loss: float = 0.0
-    clipfrac: float = 0.0
-    clipfrac_dual: float = 0.0
-    approx_kl: float = 0.0
-    ratio_max: float = 0.0
-    kl: float = 0.0
+    loss: Any = 0.0
+    value_loss: Any = 0.0
+    clipfrac: Any = 0.0
+    clipfrac_dual: Any = 0.0
+    approx_kl: Any = 0.0
+    ratio_max: Any = 0.0
+    kl: Any = 0.0
     """To the reference, where it is a term of the loss."""
     mix_loss: float = 0.0
     grad_norm: float = 0.0
@@ -83,50 +95,51 @@ class UpdateStats:
     """Optimizer steps of the policy."""
     updates: int = 0
     """Minibatches that were used for an update."""
-    value_clipfrac: float = 0.0
+    value_clipfrac: Any = 0.0
     value_tokens: int = 0
     """Tokens of the critic's updates."""
-    entropy: float = 0.0
+    entropy: Any = 0.0
     tokens_read: int = 0
     """Tokens of the first epoch, over which `entropy` is averaged."""
-    mismatch: float = 0.0
+    mismatch: Any = 0.0
     extra: dict[str, float] = field(default_factory=dict)
 
     def first_epoch(self, micro: Experience, reading: Reading, *, sampler: bool) -> None:
         """Entropies of the first pass over the batch; `sampler`: the policy is still the one that sampled."""
-        self.entropy += float(reading.entropies.detach().sum())
+        self.entropy = self.entropy + reading.entropies.detach().sum().double()
         self.tokens_read += int(micro.rollout.lengths.sum())
         if sampler:
             difference = (reading.logprobs.detach() - micro.rollout.logprobs).abs().max()
-            self.mismatch = max(self.mismatch, float(difference))
+            self.mismatch = difference.double().clamp(min=self.mismatch)
 
     def add(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
-        self.loss += float(loss.detach())
-        for name in ("clipfrac", "clipfrac_dual", "approx_kl", "kl"):
-            setattr(self, name, getattr(self, name) + float(metrics.get(name, 0.0)))
-        self.ratio_max = max(self.ratio_max, float(metrics["ratio_max"]))
+        self.loss = self.loss + loss.detach().double()
+        for name in metrics.keys() & {"clipfrac", "clipfrac_dual", "approx_kl", "kl"}:
+            setattr(self, name, getattr(self, name) + metrics[name].double())
+        self.ratio_max = metrics["ratio_max"].double().clamp(min=self.ratio_max)
         self.tokens += tokens
 
     def add_value(self, loss: Tensor, metrics: dict[str, Tensor], tokens: int) -> None:
-        self.value_loss += float(loss.detach())
-        self.value_clipfrac += float(metrics["value_clipfrac"])
+        self.value_loss = self.value_loss + loss.detach().double()
+        self.value_clipfrac = self.value_clipfrac + metrics["value_clipfrac"].double()
         self.value_tokens += tokens
 
     def kl_since(self, before: "UpdateStats") -> float:
         """Nats a token between the policy that sampled and this one, on what all added since `before`."""
-        kl, tokens = distributed.sums((self.approx_kl - before.approx_kl, self.tokens - before.tokens))
+        kl, tokens = distributed.sums((float(self.approx_kl - before.approx_kl), self.tokens - before.tokens))
         return kl / max(1, tokens)
 
     def of_all(self) -> "UpdateStats":
-        """Reduced over all processes."""
+        """As numbers, reduced over all processes."""
         names = (
             "loss", "value_loss", "clipfrac", "clipfrac_dual", "approx_kl", "kl", "mix_loss", "tokens", "entropy",
             "tokens_read", "value_clipfrac", "value_tokens",
         )  # fmt: skip
-        for name, total in zip(names, distributed.sums(getattr(self, name) for name in names), strict=True):
+        mine = told({name: getattr(self, name) for name in (*names, "ratio_max", "mismatch")})
+        for name, total in zip(names, distributed.sums(mine[name] for name in names), strict=True):
             setattr(self, name, total)
         for name in ("ratio_max", "mismatch"):
-            setattr(self, name, max(distributed.gather(getattr(self, name))))
+            setattr(self, name, max(distributed.gather(mine[name])))
         return self
 
     def metrics(self, algo: Algorithm, *, has_critic: bool) -> dict[str, float]:

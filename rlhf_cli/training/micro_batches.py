@@ -43,8 +43,9 @@ class Lockstep:
         return distributed.all_or_none(lambda: policy.fit("learning", work))
 
     def check(self, what: str, loss: Tensor) -> None:
-        """Raise NonFinite; in lockstep the gradient norm, which all processes see, shows it."""
-        if not self.on:
+        """Raise NonFinite. In lockstep the gradient norm, which all processes see, shows it, and on a GPU too: a look
+        at each micro-batch's loss would wait for it."""
+        if not self.on and not loss.is_cuda:
             check_finite(what, loss.detach())
 
 

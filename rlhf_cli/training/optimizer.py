@@ -60,7 +60,8 @@ class Optimizer:
         """
         distributed.sum_gradients(self.parameters)
         norm = distributed.gradient_norm(self.parameters)
-        if not torch.isfinite(norm):
+        told = float(norm)  # the one wait for the device
+        if not math.isfinite(told):
             named = self.model.named_parameters()
             bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
             raise NonFinite("the gradient is", parameters=bad)
@@ -70,7 +71,7 @@ class Optimizer:
         self.adamw.step()
         forget_casts()
         self.zero_grad()
-        return float(norm)
+        return told
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.schedule.scale(step)

@@ -54,8 +54,7 @@ class Rollouts:
         return len(self.rollout)
 
     def select(self, rows: Tensor) -> "Rollouts":
-        device = self.rollout.lengths.device
-        return Rollouts(self.rollout.select(rows.to(device)), self.texts.select(rows), self.rewards.select(rows))
+        return Rollouts(self.rollout.select(rows), self.texts.select(rows), self.rewards.select(rows))
 
     @staticmethod
     def join(pieces: "list[Rollouts]", pad_id: int) -> "Rollouts":
@@ -81,7 +80,7 @@ def collect(policy: Policy, data: TrainingPrompts, reward: Scorer, step: int, *,
     found = first
     for round_ in range(refill_tries + 1):
         found = found if round_ == 0 else _drawn(policy, data, reward, step, round_)
-        flat = constant_groups(found.rewards.reward, found.rollout.group.cpu())
+        flat = constant_groups(found.rewards.reward, found.rollout.group)
         kept.append(found.select((~flat).nonzero().squeeze(1)))
         spare.append(found.select(flat.nonzero().squeeze(1)))
         if sum(map(len, kept)) >= data.batch_size:
@@ -96,7 +95,7 @@ def _drawn(policy: Policy, data: TrainingPrompts, reward: Scorer, step: int, rou
     rollout = generate(policy, prompts, step=step)
     with phase("score"):
         texts = policy.texts(rollout, data.prompts, rows)
-        return Rollouts(rollout, texts, score(reward, policy, texts, rollout.lengths.cpu()))
+        return Rollouts(rollout, texts, score(reward, policy, texts, rollout.lengths))
 
 
 def score(reward: Scorer, policy: Policy, texts: Texts, lengths: Tensor | None = None) -> Rewards:

@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.dropout import train_mode
+from rlhf_cli.engine.finite import NonFinite, check_finite
 from rlhf_cli.engine.gradients import in_place
 from rlhf_cli.engine.read import response_values
 from rlhf_cli.rl.algorithm import Algorithm
@@ -41,12 +43,14 @@ def optimize(
                     _optimizer(policy).zero_grad()
                     break
                 stats.mix_loss += mix_gradients(policy, step, at) if algo.ptx else 0.0
-                stats.grad_norm += _optimizer(policy).step(step)
+                with named("the actor's loss is", stats.loss):
+                    stats.grad_norm += _optimizer(policy).step(step)
                 stats.steps += 1
             # the critic after the policy: only one of them holds gradients at a time
             if critic is not None and critic.optimizer is not None:
                 stats = critic_gradients(policy, critic, minibatch, algo, stats)
-                critic.optimizer.step(step)
+                with named("the critic's loss is", stats.value_loss):
+                    critic.optimizer.step(step)
             stats.updates += 1
     if algo.target_kl is not None:
         stats.extra["train/updates"] = float(stats.updates)
@@ -142,6 +146,16 @@ def mix_gradients(policy: Policy, step: int, number: int) -> float:
     Lockstep.of(policy).check("the pretraining loss is", loss)
     loss.backward()
     return float(loss.detach())
+
+
+@contextmanager
+def named(what: str, loss: Any) -> Iterator[None]:
+    """Where a gradient turns out not to be finite, the loss is blamed if it is not finite either."""
+    try:
+        yield
+    except NonFinite:
+        check_finite(what, torch.as_tensor(loss))
+        raise
 
 
 @contextmanager

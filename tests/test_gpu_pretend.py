@@ -1,0 +1,202 @@
+"""Whole steps on a CPU that passes for a GPU: nothing a GPU would refuse, and few waits of the host for it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.bandit import config
+from helpers.pretend_gpu import GPU, Refused, Watch, on_gpu, pretend
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from rlhf_cli.build.algo import algorithm
+from rlhf_cli.commands.doctor import Numbers
+from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.engine import cuda_graph_decode
+from rlhf_cli.engine.device import Compute
+from rlhf_cli.engine.load import lowered
+from rlhf_cli.engine.value_head import SharedCritic, ValueModel, checkpoint_activations
+from rlhf_cli.rewards.scorer import Scorer, Texts
+from rlhf_cli.training.loop import train_step
+from rlhf_cli.training.optimizer import Optimizer, Schedule
+from rlhf_cli.training.policy import Critic, Generation, Policy
+from rlhf_cli.training.rollouts import TrainingPrompts
+from rlhf_cli.training.validation import validate
+
+COUNT = 16
+
+
+def sevens(texts: Texts) -> torch.Tensor:
+    return torch.tensor([float(row.count(7)) for row in texts.tokens])
+
+
+class Study:
+    """A tiny policy, its reference and critic on the pretended GPU, and `train_step` on them."""
+
+    def __init__(self, *overrides: str, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> None:
+        self.config = config(*overrides)
+        self.actor, self.reference = tiny(0).to(GPU), tiny(0).to(GPU).requires_grad_(False)
+        self.algorithm = replace(algorithm(self.config), refill_tries=0, ptx=0.0)
+        optimizer = partial(Optimizer, lr=0.01, schedule=Schedule(1))
+        self.critic = Critic(SharedCritic(self.actor), None) if self.config.critic.name == "shared" else None
+        if self.config.algo.needs_critic and self.critic is None:
+            values = ValueModel(tiny(1).model, 16).to(GPU)
+            self.critic = Critic(values, optimizer(values), one_minibatch=self.algorithm.minibatches == 1)
+        head = self.critic.head_on_policy if self.critic else None
+        if checkpointing:
+            checkpoint_activations(self.actor)
+        self.policy = Policy(
+            model=self.actor,
+            tokenizer=Numbers(),
+            optimizer=optimizer(self.actor, also=list(head.to(GPU).parameters()) if head else []),
+            generation=Generation((0,), 0, max_length=6, micro_batch_size=COUNT),
+            compute=Compute(GPU, dtype),
+            micro_batch_size=4,
+        )
+
+    def step(self, number: int) -> dict[str, float]:
+        size = self.algorithm.group_size
+        count = COUNT // size
+        asked = [[3, 4, 5][: 1 + i % 3] for i in range(count)]
+        data = TrainingPrompts(PromptSet([""] * count, ["neutral"] * count, asked, 0), COUNT, size)
+        scorer = Scorer({"sevens": sevens}, {"sevens": 1.0})
+        return train_step(self.policy, self.reference, self.critic, data, scorer, self.algorithm, number)[0]
+
+
+def tiny(seed: int) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            intermediate_size=16, tie_word_embeddings=True, initializer_range=0.3,
+        )
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    with pretend(monkeypatch) as watch:
+
+        def capture(step: cuda_graph_decode.CapturedStep):
+            watch.capturing = True
+            try:
+                step._token()
+            finally:
+                watch.capturing = False
+            step._first()
+            return step._token
+
+        monkeypatch.setattr(cuda_graph_decode.CapturedStep, "_capture", capture)
+        yield watch
+
+
+WAITS = 6
+"""Of a step: sampling, texts, two looks for NaN, the metrics of the batch and of the update; beside them one for the
+gradient norm of each update."""
+
+
+def waits(watch: Watch) -> int:
+    """The clip's `to` is torch's: it looks at where tensors truly are."""
+    return sum(n for where, n in watch.waits.items() if "processes.py" not in where)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "ppo critic=shared", "grpo", "rloo", "dapo", "reinforce", "ppo_full", "trpo"])
+def test_a_step_is_a_gpus_and_seldom_waits(algo: str, gpu: Watch) -> None:
+    study = Study(*f"algo={algo}".split())
+    study.step(1)
+    gpu.waits.clear()
+    assert study.step(2)["train/grad_norm"] > 0
+    updates = study.algorithm.epochs * study.algorithm.minibatches
+    if study.algorithm.trust_region is None:
+        critics = 2 if study.critic and study.critic.optimizer else 1
+        assert waits(gpu) <= WAITS + critics * updates, gpu.waits
+
+
+@pytest.mark.parametrize("algo", ["ppo", "grpo", "trpo"])
+def test_every_operation_of_a_step_has_a_cuda_kernel(algo: str, gpu: Watch) -> None:
+    """By torch's own list, which comes with it."""
+    import torchgen
+    import yaml
+
+    listed = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+    entries = yaml.load(listed.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    known = {entry["func"].partition("(")[0]: entry for entry in entries}
+
+    def runs_on_cuda(name: str) -> bool:
+        entry = known[name]
+        if "structured_delegate" in entry:
+            return runs_on_cuda(entry["structured_delegate"])
+        keys = {
+            key.strip() for keys in entry.get("dispatch", {"CompositeImplicitAutograd": ""}) for key in keys.split(",")
+        }
+        return "ufunc_inner_loop" in entry or any(key == "CUDA" or key.startswith("Composite") for key in keys)
+
+    Study(f"algo={algo}", dtype=torch.bfloat16).step(1)
+    # attention is fused here by a kernel of the CPU's, which has its twin on a GPU
+    names = {op.removeprefix("aten.").removesuffix(".default").replace("_for_cpu", "") for op in gpu.ops}
+    theirs = sorted(name for name in names if name in known)
+    assert len(theirs) > 40
+    assert [name for name in theirs if not runs_on_cuda(name)] == []
+    # what the list has not: operations of the CPU alone, which the pretence lets run
+    assert sorted(names - set(theirs)) == []
+
+
+def test_more_micro_batches_make_no_more_waits(gpu: Watch) -> None:
+    found = []
+    for rows in (2, 16):
+        study = Study("algo=ppo")
+        study.policy.micro_batch_size = rows
+        study.step(1)
+        gpu.waits.clear()
+        study.step(2)
+        found.append(waits(gpu))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("algo", ["ppo", "ppo critic=shared", "grpo"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_in_bfloat16_policy_and_reference_read_alike(algo: str, checkpointing: bool, gpu: Watch) -> None:
+    """The KL to the reference at the first step is exactly 0, though one has float32 weights and the other has not."""
+    study = Study(*f"algo={algo}".split(), dtype=torch.bfloat16, checkpointing=checkpointing)
+    study.reference = lowered(study.reference, torch.bfloat16)
+    assert study.reference.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert study.step(1)["train/kl"] == 0.0
+    assert study.step(2)["train/kl"] != 0.0
+
+
+def test_validation_on_a_gpu(gpu: Watch) -> None:
+    study = Study("algo=ppo")
+    asked = PromptSet([""] * 5, ["neutral"] * 5, [[3], [3, 4], [5], [4, 4, 4], [3]], 0)
+    scorer = Scorer({"sevens": sevens}, {"sevens": 1.0})
+    metrics, rows = validate(study.policy, study.reference, asked, scorer, None, batch_size=3)
+    assert len(rows) == 5
+    assert metrics["val/kl"] == 0.0
+
+
+def test_a_state_that_was_saved_goes_on_on_a_gpu(gpu: Watch) -> None:
+    whole, half = Study("algo=ppo"), Study("algo=ppo")
+    for study in (whole, half):
+        study.step(1)
+    again = Study("algo=ppo")
+    for new, old in ((again.policy, half.policy), (again.critic, half.critic)):
+        new.model.load_state_dict(old.model.state_dict())
+        new.optimizer.load_state_dict(old.optimizer.state_dict())
+    assert again.step(2) == whole.step(2)
+
+
+def test_the_pretence_sees_what_a_gpu_refuses(gpu: Watch) -> None:
+    there, here = torch.ones(2, 2, device="cuda"), torch.ones(2, 2)
+    with pytest.raises(Refused):
+        there @ here
+    with pytest.raises(Refused):
+        there + here
+    gpu.capturing = True
+    with pytest.raises(Refused, match="recorded"):
+        there.nonzero()
+    gpu.capturing = False
+    assert on_gpu(there + 1)
+    assert not gpu.waits
+    float(there.sum())
+    assert sum(gpu.waits.values()) == 1
