@@ -1,8 +1,9 @@
 """A CPU that passes for a GPU: what a GPU would refuse raises, and each wait of the host for it is counted.
 
 Tensors carry the pretence on their storage: True (on the GPU), False (made on the CPU by Python code), None (made
-inside torch, from neither). They report `cuda:0` as their device, so our code takes a GPU's way; the numbers are computed by
-the CPU's kernels. What it cannot show: speed, a CUDA kernel's own rounding, and its limits of shape and alignment.
+inside torch, from neither). They report `cuda:0` as their device, so our code takes a GPU's way; the numbers are
+computed by the CPU's kernels. What it cannot show: speed, a CUDA kernel's own rounding, and its limits of shape and
+alignment.
 """
 
 import traceback
