@@ -79,14 +79,13 @@ def tiny(seed: int) -> Qwen2ForCausalLM:
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     with pretend(monkeypatch) as watch:
 
-        def capture(step: cuda_graph_decode.CapturedStep):
+        def capture(step: cuda_graph_decode.CapturedStep, rows: int):
             watch.capturing = True
             try:
-                step._token()
+                step._token(rows)
             finally:
                 watch.capturing = False
-            step._first()
-            return step._token
+            return partial(step._token, rows)
 
         monkeypatch.setattr(cuda_graph_decode.CapturedStep, "_capture", capture)
         yield watch

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,13 @@ from helpers.bandit import Bandit
 from helpers.runs import numbers, train
 from safetensors.torch import load_file
 
+from rlhf_cli.build import experiment
 from rlhf_cli.config.errors import RunFailed
+from rlhf_cli.engine import memory
+from rlhf_cli.engine.device import Compute, bf16_slowdown
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
+from rlhf_cli.rewards import classifier
 from rlhf_cli.runs import warnings
 from rlhf_cli.runs.status import read_status
 from rlhf_cli.training import experience, micro_batches, optimizer, rollouts, update
@@ -169,12 +174,62 @@ def test_one_row_that_does_not_fit_is_one_message() -> None:
     def never(rows: int) -> None:
         raise torch.OutOfMemoryError
 
-    memory = Memory(notify=lambda _: None)
+    tight = Memory(notify=lambda _: None)
     with pytest.raises(RunFailed, match="with one row at a time"):
-        memory.fit("learning", 8, never)
+        tight.fit("learning", 8, never)
     assert not out_of_memory(RuntimeError("size mismatch"))
     with pytest.raises(ZeroDivisionError):
-        memory.fit("learning", 8, lambda rows: rows // 0)
+        tight.fit("learning", 8, lambda rows: rows // 0)
+
+
+def test_where_adamw_finds_no_room_what_can_be_made_again_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first step is tried twice: no weight has changed when its two numbers a weight are not there."""
+    free, tight = Bandit("algo=grpo"), Bandit("algo=grpo")
+    dropped: list[str] = []
+    monkeypatch.setattr(memory, "_spare", [lambda: dropped.append("a cache")])
+    adamw, failures = torch.optim.AdamW.step, ["once"]
+
+    def step(self: torch.optim.AdamW) -> None:
+        if (failures and dropped == []) or failures == ["always"]:
+            self.state[self.param_groups[0]["params"][0]]["step"] = torch.tensor(0.0)  # the half that was made
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        adamw(self)
+
+    expected = free.step(1)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    assert tight.step(1) == expected
+    assert dropped == ["a cache"]
+    failures[:] = ["always"]
+    with pytest.raises(RunFailed, match="first optimizer step: AdamW keeps two float32 numbers a weight"):
+        Bandit("algo=grpo").step(1)
+
+
+def test_a_judge_that_does_not_fit_reads_fewer_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def crowded(model: object, tokenizer: object, rows: list[list[int]]) -> torch.Tensor:
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.tensor([[float(len(row)), 0.0] for row in rows])
+
+    monkeypatch.setattr(classifier, "padded_outputs", crowded)
+    monkeypatch.setattr(classifier, "_memory", memory.Memory(notify=lambda _: None))
+    judge = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(num_labels=2)), tokenizer=None, batch_size=8)
+    found = classifier.outputs(judge, [[i] * (1 + i % 3) for i in range(8)])
+    assert found[:, 0].tolist() == [1.0 + i % 3 for i in range(8)]
+    assert sizes[0] > 2
+    assert max(sizes[-4:]) <= 2
+
+
+def test_a_slow_bfloat16_is_measured_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bf16_slowdown(torch.device("cpu")) > 0
+    lines: list[str] = []
+    for factor in (0.5, 40.0):
+        monkeypatch.setattr(experiment, "bf16_slowdown", lambda device, factor=factor: factor)
+        experiment.warn_of_bf16(Compute(torch.device("cpu"), torch.bfloat16), lines.append)
+    experiment.warn_of_bf16(Compute(torch.device("cpu"), torch.float32), lines.append)
+    assert lines == ["precision=bf16: products take 40.0 times as long as in fp32 on this CPU: try precision=fp32"]
 
 
 def test_target_kl_ends_the_epochs_early() -> None:

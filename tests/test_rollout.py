@@ -318,6 +318,13 @@ def test_a_captured_step_draws_the_same_responses(
     packing_model: Qwen2ForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A GPU's way of decoding, here operation by operation; kept from one rollout to the next, while weights change."""
+    moved: list[int] = []
+    together = cuda_graph_decode.CapturedStep._together
+
+    def noted(step, going, order):
+        moved.append(len(order))
+        return together(step, going, order)
+
     changed = copy.deepcopy(packing_model)
     few, many = prompts([3, 7, 5, 1], 7), in_groups(prompts([3, 6], 60), 8)
     for given, longest in ((many, 16), (few, 16), (prompts([9], 9), 1), (many, 20)):
@@ -326,11 +333,15 @@ def test_a_captured_step_draws_the_same_responses(
                 parameter *= 1.01
         grown = roll(changed, given, max_length=longest)
         monkeypatch.setattr(sampling, "captures", lambda model: True)
+        monkeypatch.setattr(cuda_graph_decode, "LOOK", 2)
+        monkeypatch.setattr(cuda_graph_decode, "FEWEST", 2)
+        monkeypatch.setattr(cuda_graph_decode.CapturedStep, "_together", noted)
         played = roll(changed, given, max_length=longest)
         monkeypatch.undo()
         for name in ("responses", "lengths", "ended"):
             assert torch.equal(getattr(grown, name), getattr(played, name))
         torch.testing.assert_close(grown.logprobs, played.logprobs, atol=2e-5, rtol=0)
+    assert len(set(moved)) > 1  # rows that go on have moved together, and those that were left again
     kept = cuda_graph_decode._kept[changed]
     assert (kept.rows, kept.columns, kept.length) == (16, 128, 20)
 
@@ -345,10 +356,10 @@ def test_a_captured_step_waits_for_nothing(dtype: torch.dtype, monkeypatch: pyte
     assert decoder is not None
     step = cuda_graph_decode.CapturedStep(model, decoder, draw, rows=8, columns=64, length=16, dtype=dtype)
     with torch.no_grad():
-        step.play()
+        step._token(8)
     step.draw = lambda logits, uniform: draw(logits, uniform) if uniform.any() else draw(logits, 0 * uniform)
     with torch.no_grad(), pytest.raises(RuntimeError, match="meta"):
-        step.play()
+        step._token(8)
 
 
 def test_what_is_sampled_follows_the_exact_distribution(packing_model: Qwen2ForCausalLM) -> None:

@@ -15,7 +15,7 @@ from rlhf_cli.build.rewards import continual, scorer, source
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.engine import processes
-from rlhf_cli.engine.device import Compute, compute
+from rlhf_cli.engine.device import Compute, bf16_slowdown, compute
 from rlhf_cli.engine.dropout import learns_in_eval_mode
 from rlhf_cli.engine.gate import way_of
 from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer, lowered
@@ -88,6 +88,7 @@ def make_experiment(
     """Load everything. `learns`: with a critic, which an evaluation does not need; optimizers come with `to_learn`."""
     torch.manual_seed(config.seed)
     where, algo = compute(config.device, config.precision), algorithm(config)
+    warn_of_bf16(where, notify)
     base = model_path(config.actor, config, notify)
     reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
     rows = prefixes(config, where, notify)
@@ -182,6 +183,12 @@ def how_to_generate(config: Config, actor: Any, tokenizer: Any) -> Generation:
         seed=config.seed,
         cuda_graphs=rollout.cuda_graphs,
     )
+
+
+def warn_of_bf16(where: Compute, notify: Callable[[str], None]) -> None:
+    """A line where bfloat16 was asked for on a CPU whose products are slower in it."""
+    if where.device.type == "cpu" and where.dtype == torch.bfloat16 and (slower := bf16_slowdown(where.device)) > 1:
+        notify(f"precision=bf16: products take {slower:.1f} times as long as in fp32 on this CPU: try precision=fp32")
 
 
 def say_way(policy: Any, notify: Callable[[str], None]) -> None:

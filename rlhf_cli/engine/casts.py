@@ -83,7 +83,15 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total += a b."""
     if total.dtype == a.dtype:
         return total.addmm_(a, b)
-    return total.add_(in_float32(torch.mm, a, b) if a.is_cuda else torch.mm(a, b, out=_room(a, b)))
+    if not a.is_cuda:
+        return total.add_(torch.mm(a, b, out=_room(a, b)))
+    for at in range(0, len(a), PIECE):  # a head's gradient is half a gigabyte: no second one beside it
+        total[at : at + PIECE].add_(in_float32(torch.mm, a[at : at + PIECE], b))
+    return total
+
+
+PIECE = 2**15
+"""Rows of a float32 product that is made to be added to something."""
 
 
 def _room(a: Tensor, b: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 Launched one by one from Python, the hundreds of kernels of a token take many times as long as they run; replayed they
 are one launch. So nothing in a step waits for the host or changes its shape: what differs from token to token lies in
-memory that the step itself moves on, and a row that is done goes on drawing tokens that nobody reads (few rows cost
-what the weights cost to read, and half of them no less). On the CPU, for tests, it runs operation by operation.
+memory that the step itself moves on, and a row that is done goes on drawing tokens that nobody reads. A step is
+captured for each power of two of rows; when half of them are done, the others move together and the smaller one goes
+on. On the CPU, for tests, it runs operation by operation.
 """
 
+import traceback
 from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +23,7 @@ from torch.nn.functional import embedding as embedded
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.casts import in_float32
 from rlhf_cli.engine.decoder import Decoder, last_norm, layer_weights, named_weights
-from rlhf_cli.engine.kv_cache import KVCache
+from rlhf_cli.engine.kv_cache import KVCache, survivors
 from rlhf_cli.engine.layer import Block, block, layer, norm_weight, rms_norm
 from rlhf_cli.engine.memory import at_shortage, out_of_memory
 from rlhf_cli.internals.torch_private import copy_all
@@ -30,18 +33,20 @@ Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 COLUMNS = 64
 """Places in the cache come in so many, so that a prompt a little longer than the last needs no new capture."""
 LOOK = 8
-"""Tokens between two looks at whether every row is done: a look waits for the GPU."""
+"""Tokens between two looks at which rows are done: a look waits for the GPU."""
+FEWEST = 8
+"""Rows of the smallest step: fewer cost what the weights cost to read, and no less."""
 
 _kept: "WeakKeyDictionary[Any, CapturedStep]" = WeakKeyDictionary()
 at_shortage(_kept.clear)
 
 
 def captured_step(model: Any, decoder: Decoder, draw: Draw, *, rows: int, columns: int, length: int) -> "CapturedStep":
-    """The model's captured step, which is kept; captured anew if it is too small."""
+    """The model's captured steps, which are kept; captured anew where their memory is too small."""
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     autocast = torch.is_autocast_enabled(head.device.type)
     dtype = torch.get_autocast_dtype(head.device.type) if autocast else head.dtype
-    columns = -(-columns // COLUMNS) * COLUMNS
+    rows, columns = steps_for(rows)[0], -(-columns // COLUMNS) * COLUMNS
     held = _kept.pop(model, None)  # if there is no memory for a larger one, this one is gone when fewer rows are tried
     if held is None or (held.dtype, held.device, held.read_at) != (dtype, head.device, table.data_ptr()):
         held = CapturedStep(model, decoder, draw, rows=rows, columns=columns, length=length, dtype=dtype)
@@ -53,9 +58,15 @@ def captured_step(model: Any, decoder: Decoder, draw: Draw, *, rows: int, column
     return held
 
 
+def steps_for(rows: int) -> list[int]:
+    """Rows of the steps that so many rows go through: powers of two, from the first that holds them all down."""
+    first = max(FEWEST, 2 ** (rows - 1).bit_length())
+    return [first >> i for i in range(first.bit_length()) if first >> i >= FEWEST]
+
+
 class CapturedStep:
-    """A decoding step for at most `rows` rows, `columns` tokens with their prompts and responses of `length`, and the
-    memory that it works in. `dtype`: of weights, keys, values and what is multiplied with them; else float32."""
+    """Decoding steps for at most `rows` rows, `columns` tokens with their prompts and responses of `length`, and the
+    memory that they work in. `dtype`: of weights, keys, values and what is multiplied with them; else float32."""
 
     def __init__(
         self, model: Any, decoder: Decoder, draw: Draw, *, rows: int, columns: int, length: int, dtype: torch.dtype
@@ -84,7 +95,9 @@ class CapturedStep:
             self.done = self._zeros(rows, dtype=torch.bool)
             self.responses = self._zeros(rows, length, dtype=torch.long)
             self.logprobs = self._zeros(rows, length)
-            self.play = self._capture() if self.device.type == "cuda" else self._token
+        self.played: dict[int, Callable[[], None]] = {}
+        self.pool: Any = None
+        """Memory of temporary results, which the graphs share: only one is replayed at a time."""
 
     def rollout(
         self,
@@ -104,6 +117,10 @@ class CapturedStep:
         of the next token; `real`: where a prompt has tokens; `ends`: which tokens end a response.
         """
         (count, length), width = uniforms.shape, real.shape[1]
+        steps = steps_for(count)
+        for rows in steps:  # a capture writes over what a rollout has
+            if rows not in self.played:
+                self.played[rows] = self._capture(rows) if self.device.type == "cuda" else partial(self._token, rows)
         self._first()
         self._read(model)
         for keys, values, store in zip(self.keys, self.values, prefilled.layers, strict=True):
@@ -117,45 +134,74 @@ class CapturedStep:
         self.column.fill_(width)
         self.seen[:count, :width].copy_(real)
         self.done.fill_(True)[:count].fill_(False)
+        return self._played(steps, count, length)
+
+    def _played(self, steps: list[int], count: int, length: int) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
+        found = (self.responses[:count, :length].clone(), self.logprobs[:count, :length].clone())
+        order = torch.arange(count, device=self.device)  # whose rows stand where
+
+        def write() -> None:
+            for mine, theirs in zip((self.responses, self.logprobs), found, strict=True):
+                theirs[order] = mine[: len(order), :length]
+
         with _plainly(self.device):
             for token in range(1, length + 1):
-                self.play()
-                if token % LOOK == 0 and bool(self.done.all()):
+                self.played[steps[0]]()
+                if token % LOOK or token == length:
+                    continue
+                going = ~self.done[: len(order)].cpu()
+                if not (left := int(going.sum())):
                     break
-        return self.responses[:count, :length].clone(), self.logprobs[:count, :length].clone()
+                smaller = steps_for(left)
+                if smaller[0] < steps[0]:
+                    write()
+                    order, steps = self._together(going, order), smaller
+        write()
+        return found
 
-    def _token(self) -> None:
-        """Draw each row's next token, and read it."""
-        logits = in_float32(torch.mm, self.states, self.head.T).div_(self.temperature)
-        token, logprob = self.draw(logits, self.uniforms.index_select(1, self.at).squeeze(1))
-        self.responses.index_copy_(1, self.at, token[:, None])
-        self.logprobs.index_copy_(1, self.at, logprob[:, None])
-        self.done |= self.ends[token]
-        self.seen.index_fill_(1, self.column, True)
-        self.states.copy_(self._states(token))
+    def _together(self, going: Bool[Tensor, " n"], order: Int[Tensor, " n"]) -> Int[Tensor, " left"]:
+        """Move the rows that go on to the first places; whose they are, from now on."""
+        movers, holes, left = survivors(going)
+        movers, holes = (x.to(self.device, non_blocking=True) for x in (movers, holes))
+        own = (self.states, self.uniforms, self.positions, self.seen, self.responses, self.logprobs)
+        for x in (order, *own, *self.keys, *self.values):
+            x[holes] = x[movers]
+        self.done.fill_(True)[:left].fill_(False)
+        return order[:left]
+
+    def _token(self, rows: int) -> None:
+        """Draw the next token of the first `rows` rows, and read it."""
+        logits = in_float32(torch.mm, self.states[:rows], self.head.T).div_(self.temperature)
+        token, logprob = self.draw(logits, self.uniforms[:rows].index_select(1, self.at).squeeze(1))
+        self.responses[:rows].index_copy_(1, self.at, token[:, None])
+        self.logprobs[:rows].index_copy_(1, self.at, logprob[:, None])
+        self.done[:rows] |= self.ends[token]
+        self.seen[:rows].index_fill_(1, self.column, True)
+        self.states[:rows].copy_(self._states(token))
         for moving in (self.at, self.column, self.positions):
             moving += 1
 
     def _states(self, token: Int[Tensor, " B"]) -> Float[Tensor, "B H"]:
-        decoder = self.decoder
+        decoder, rows = self.decoder, len(token)
         x = embedded(token, self.table).float()
         if decoder.embedding_scale != 1:
             x = x * decoder.embedding_scale
-        angles, hidden = (self.cos[self.positions], self.sin[self.positions]), ~self.seen[:, None]
+        positions, hidden = self.positions[:rows], ~self.seen[:rows, None]
+        angles = (self.cos[positions], self.sin[positions])
         for weights, keys, values, turns in zip(self.layers, self.keys, self.values, decoder.rotates, strict=True):
-            see = partial(self._attend, keys=keys, values=values, hidden=hidden)
+            see = partial(self._attend, keys=keys[:rows], values=values[:rows], hidden=hidden)
             x = layer(x, weights, decoder, angles if turns else None, see)
         return rms_norm(x, self.norm, decoder.epsilon).to(self.dtype)
 
     def _attend(self, heads: Float[Tensor, "B all D"], *, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
-        decoder, heads = self.decoder, heads.to(self.dtype)
+        decoder, heads, rows = self.decoder, heads.to(self.dtype), len(heads)
         both = decoder.heads + decoder.kv_heads
         keys.index_copy_(2, self.column, heads[:, decoder.heads : both, None])
         values.index_copy_(2, self.column, heads[:, both:, None])
-        query = heads[:, : decoder.heads].reshape(self.rows * decoder.kv_heads, -1, decoder.head_size)
+        query = heads[:, : decoder.heads].reshape(rows * decoder.kv_heads, -1, decoder.head_size)
         scores = in_float32(torch.bmm, query, keys.flatten(0, 1).transpose(1, 2)) * decoder.scale
-        scores.view(self.rows, decoder.heads, -1).masked_fill_(hidden, -torch.inf)
-        return torch.bmm(scores.softmax(-1).to(self.dtype), values.flatten(0, 1)).view(self.rows, -1)
+        scores.view(rows, decoder.heads, -1).masked_fill_(hidden, -torch.inf)
+        return torch.bmm(scores.softmax(-1).to(self.dtype), values.flatten(0, 1)).view(rows, -1)
 
     def _read(self, model: Any) -> None:
         """The weights as they are now."""
@@ -173,32 +219,42 @@ class CapturedStep:
         for moving in (self.at, self.column, self.positions, self.seen, *self.values):
             moving.zero_()
 
-    def _capture(self) -> Callable[[], None]:
-        """The step as a graph. Raises RunFailed where this GPU or driver captures none."""
+    def _capture(self, rows: int) -> Callable[[], None]:
+        """The step of so many rows as a graph. Raises RunFailed where this GPU or driver captures none."""
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         with torch.cuda.device(self.device):
             aside = torch.cuda.Stream()
             aside.wait_stream(before)
             with torch.cuda.stream(aside):  # libraries choose their kernels and take their memory before the capture
                 for _ in range(2):
-                    self._token()
+                    self._token(rows)
                     self._first()
             before.wait_stream(aside)
             try:
-                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                    self._token()
+                with torch.cuda.graph(graph, pool=self.pool, stream=aside, capture_error_mode="thread_local"):
+                    self._token(rows)
             except RuntimeError as error:
                 torch.cuda.set_stream(before)  # a capture that breaks off stays on its own stream
                 if out_of_memory(error):
                     raise
                 raise RunFailed(
-                    f"this GPU does not capture the decoding step as a CUDA graph: {error}\n"
+                    f"this GPU does not capture the decoding step as a CUDA graph: {_cause(error)}\n"
                     "  Go on without, slower: rollout.cuda_graphs=false"
                 ) from error
+        self.pool = graph.pool()
         return graph.replay
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self.device)
+
+
+def _cause(error: BaseException) -> str:
+    """What a capture broke off at. The error that leaves it only says that it is broken; the first one is behind it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" (at {Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line})" if frames else ""
+    return f"{error}{where}"
 
 
 def _plainly(device: torch.device) -> torch.autocast:

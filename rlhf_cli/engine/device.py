@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -28,10 +29,33 @@ def compute(device: str, precision: str) -> Compute:
         name = str(distributed.local_device())
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device={device}: torch sees no CUDA GPU here (use device=cpu or device=auto)")
-    bf16 = precision == "bf16" or (precision == "auto" and name.startswith("cuda") and torch.cuda.is_bf16_supported())
+    bf16 = precision == "bf16" or (precision == "auto" and name.startswith("cuda") and _has_bf16_unit())
     if name == "cpu":
         keep_freed_memory()
     return Compute(torch.device(name), torch.bfloat16 if bf16 else torch.float32)
+
+
+def _has_bf16_unit() -> bool:
+    """Emulated, as on GPUs before Ampere, bfloat16 is slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+SIDE = 512
+"""Of the matrices whose product is timed."""
+
+
+def bf16_slowdown(device: torch.device) -> float:
+    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU: fastest of three."""
+
+    def fastest(dtype: torch.dtype) -> float:
+        a, times = torch.ones(SIDE, SIDE, dtype=dtype, device=device), []
+        for _ in range(4):  # the first one makes the program
+            start = time.perf_counter()
+            torch.mm(a, a)
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    return fastest(torch.bfloat16) / fastest(torch.float32)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -1,7 +1,7 @@
 """The fast way's forward passes: packed rollouts with gradients, and prompts into a KV cache."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_cli.engine import cpu_layer
@@ -40,7 +41,7 @@ def packed_states(model: Any, decoder: Decoder, packing: Packing) -> Float[Tenso
     dtype, kind = products_dtype(table), table.device.type
     by_hand = kind == "cpu" and not _twice[0]
     checkpointed = model.training and torch.is_grad_enabled() and checkpoints_activations(model)
-    with torch.autocast(kind, enabled=False):  # what is cast, and when, is decided here
+    with torch.autocast(kind, enabled=False), _attention_of(kind):  # what is cast, and when, is decided here
         x = _embedded(model, packing.ids, table, decoder)
         angles = decoder.angles(packing.positions)
         angles = (angles[0].to(x.dtype), angles[1].to(x.dtype))
@@ -57,6 +58,14 @@ def packed_states(model: Any, decoder: Decoder, packing: Packing) -> Float[Tenso
             x = checkpoint(compute, x, use_reentrant=False) if checkpointed else compute(x)
         x = _last_norm(x, weights, decoder, by_hand)
     return x if packing.direct else x.index_select(0, packing.predictor)
+
+
+def _attention_of(kind: str) -> AbstractContextManager[None]:
+    """Attention kernels that take any shape at once. cuDNN's plan each new one, and no two packed batches are alike;
+    where gradients are differentiated again, the caller has chosen."""
+    if kind != "cuda" or _twice[0]:
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _layer(
@@ -84,7 +93,8 @@ def checkpoints_activations(model: Any) -> bool:
 def _embedded(model: Any, ids: Int[Tensor, " N"], table: Tensor, decoder: Decoder) -> Float[Tensor, "N H"]:
     """The stream's start, float32 at least."""
     padding = model.get_input_embeddings().padding_idx
-    if torch.is_grad_enabled() and adds(table):
+    # a GPU adds up in any order, where autograd's own sorts first
+    if torch.is_grad_enabled() and adds(table) and not table.is_cuda:
         x = embed(ids, table, padding)
     else:
         x = functional.embedding(ids, table, padding)
@@ -108,7 +118,7 @@ def prefill(
     dtype, (count, width) = products_dtype(table), ids.shape
     mask = _causal_mask(real) if padded else None
     last = torch.arange(1, count + 1, device=ids.device) * width - 1
-    with torch.autocast(table.device.type, enabled=False):
+    with torch.autocast(table.device.type, enabled=False), _attention_of(table.device.type):
         x = _embedded(model, ids.flatten(), table, decoder)
         cos, sin = decoder.angles((real.long().cumsum(1) - 1).clamp(min=0).flatten())
         angles = (cos.to(x.dtype), sin.to(x.dtype))

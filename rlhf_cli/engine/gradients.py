@@ -26,8 +26,8 @@ def in_place(on: bool = True) -> Iterator[None]:
 
 
 def adds(weight: Tensor) -> bool:
-    """Whether this weight's gradient is added in place here and now: a plain parameter that learns, on the CPU."""
-    return _in_place[0] and type(weight) is torch.nn.Parameter and weight.requires_grad and weight.device.type == "cpu"
+    """Whether this weight's gradient is added in place here and now: a plain parameter that learns."""
+    return _in_place[0] and type(weight) is torch.nn.Parameter and weight.requires_grad
 
 
 def gradient_of(weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf_cli.engine.casts import add_product_, factors_in, products_dtype, sizes
+from rlhf_cli.engine.casts import add_product_, cached_cast, factors_in, products_dtype, sizes
 from rlhf_cli.engine.gradients import gradient_of, rest
 from rlhf_cli.engine.scratch import borrow, give_back, scratch
 
@@ -32,10 +32,10 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
     """log softmax(states @ weight.T / temperature)[labels] and the entropy, in float32 (float64 stays float64)."""
     dtype = products_dtype(states)
-    if states.device.type == "cpu":
-        states = states.float() if dtype.itemsize < 4 else states  # `factors_in` rounds them in the product
-    else:
-        states, weight = states.to(dtype), weight.to(dtype)
+    if states.is_cuda:
+        states = states.to(dtype)
+    elif dtype.itemsize < 4:
+        states = states.float()  # `factors_in` rounds them in the product
     logprobs, entropies = _TokenLogprobs.apply(states, weight, labels, temperature, dtype)
     return logprobs, entropies
 
@@ -90,14 +90,14 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, labels: Tensor, temperature: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        count, vocabulary = len(states), weight.shape[0]
+        count, vocabulary, factor = len(states), weight.shape[0], _factor(weight, dtype)
         wide = torch.float64 if states.dtype == torch.float64 else torch.float32
         chunks = _chunks(count, vocabulary, states)
         keeps = ctx.needs_input_grad[0] and len(chunks) == 1
         room = borrow(states, (sizes(states, dtype)(chunks[0].stop), vocabulary), wide)
         logprobs, entropies, total = (states.new_empty(count, dtype=wide) for _ in range(3))
         for rows in chunks:
-            logits = _logits(_some(states, rows, dtype), weight, dtype, out=room)
+            logits = _logits(_some(states, rows, dtype), factor, dtype, out=room)
             for some, x in _pieces(logits[: rows.stop - rows.start], rows):
                 logprobs[some], entropies[some], total[some] = _exponentials_(x, labels[some], temperature)
         if not keeps:
@@ -114,8 +114,7 @@ class _TokenLogprobs(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None  # the gradient is written over it; a second backward pass computes it again
         d_states = torch.empty_like(states)
         d_weight = gradient_of(weight) if ctx.needs_input_grad[1] else None
-        if d_weight is not None and weight.is_cuda:
-            d_weight = d_weight.to(total.dtype)  # rounded once, when all chunks are in it
+        factor = _factor(weight, dtype)
         d_logprobs = torch.zeros_like(total) if d_logprobs is None else d_logprobs / ctx.temperature
         d_entropies = None if d_entropies is None else d_entropies / ctx.temperature
         chunks = _chunks(len(states), weight.shape[0], states)
@@ -123,7 +122,7 @@ class _TokenLogprobs(torch.autograd.Function):
         room = borrow(states, size, total.dtype) if kept is None else kept
         for rows in chunks:
             some_states = _some(states, rows, dtype)
-            d = room[: len(some_states)] if kept is not None else _logits(some_states, weight, dtype, out=room)
+            d = room[: len(some_states)] if kept is not None else _logits(some_states, factor, dtype, out=room)
             for some, x in _pieces(d[: rows.stop - rows.start], rows):
                 if kept is None:
                     _exponentials_(x, labels[some], ctx.temperature)
@@ -131,11 +130,17 @@ class _TokenLogprobs(torch.autograd.Function):
                 _gradient_(x, total[some], labels[some], entropies[some], d_logprobs[some], d_entropy)
             d = d.to(states.dtype)
             with factors_in(dtype):
-                d_states[rows] = torch.mm(d, weight.to(d.dtype))[: rows.stop - rows.start]
+                d_states[rows] = torch.mm(d, factor.to(d.dtype))[: rows.stop - rows.start]
                 if d_weight is not None:
                     add_product_(d_weight, d.T, some_states)
         give_back(room)
         return d_states, None if d_weight is None else rest(weight, d_weight), None, None, None
+
+
+def _factor(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as it goes into products. A GPU's bfloat16 copy is made once an update, not once a micro-batch; its
+    gradient goes to the weight itself, in float32."""
+    return cached_cast(weight, dtype) if weight.is_cuda else weight
 
 
 def _some(states: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:

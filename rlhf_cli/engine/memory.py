@@ -42,6 +42,15 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
+def make_room() -> None:
+    """Drop what can be made again, and hand freed memory back to the device."""
+    for give_up in _spare:
+        give_up()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 @dataclass
 class Memory:
     """How many rows at a time were found to fit, by the kind of work; kept for the rest of the run."""
@@ -69,9 +78,5 @@ class Memory:
                     ) from error
             # only here is the failed attempt, and what it held, gone
             self.fits[kind] = rows // 2
-            for give_up in _spare:
-                give_up()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            make_room()
             self.notify(f"out of memory in {kind}: {rows} → {rows // 2} rows at a time; the result stays the same")

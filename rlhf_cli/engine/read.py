@@ -178,7 +178,11 @@ def _full_kl(
 
 
 def _logits(states: Tensor, weight: Tensor | None) -> Tensor:
-    return states.float() if weight is None else nn.functional.linear(states.to(weight.dtype), weight).float()
+    if weight is None:
+        return states.float()
+    with torch.autocast(states.device.type, enabled=False):  # a KL is a difference: logits rounded to bfloat16 drown it
+        wide = torch.promote_types(states.dtype, torch.float32)
+        return nn.functional.linear(states.to(wide), weight.to(wide))
 
 
 def _spread(values: Float[Tensor, " M"], places: Int[Tensor, " M"], shape: torch.Size) -> Float[Tensor, "B R"]:

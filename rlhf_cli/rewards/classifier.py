@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
 from rlhf_cli.engine.load import class_index, listed_labels, load_classifier, load_tokenizer
+from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.padding import nothing, padded_outputs, position_limit, settle_padding, text_ids
 
 
@@ -71,10 +72,18 @@ def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
     """
     places = {row: at for at, row in enumerate(dict.fromkeys(map(tuple, ids)))}
     distinct = [list(row) for row in places]
-    result = torch.zeros(len(distinct), judge.model.config.num_labels)
-    for chosen in batches([len(row) for row in distinct], judge.batch_size):
-        result[chosen] = padded_outputs(judge.model, judge.tokenizer, [distinct[i] for i in chosen]).float().cpu()
-    return result[[places[tuple(row)] for row in ids]]
+
+    def told(size: int) -> Tensor:
+        result = torch.zeros(len(distinct), judge.model.config.num_labels)
+        for chosen in batches([len(row) for row in distinct], size):
+            result[chosen] = padded_outputs(judge.model, judge.tokenizer, [distinct[i] for i in chosen]).float().cpu()
+        return result
+
+    return _memory.fit("scoring", judge.batch_size, told)[[places[tuple(row)] for row in ids]]
+
+
+_memory = Memory()
+"""How many texts at a time were found to fit, for all judges."""
 
 
 PADDING = 256

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.engine.memory import make_room, out_of_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,33 @@ class Optimizer:
         distributed.clip_gradients(self.parameters, self.max_grad_norm, norm)
         for group in self.adamw.param_groups:
             group["lr"] = self.learning_rate(step)
-        self.adamw.step()
+        self._update()
         forget_casts()
         self.zero_grad()
         return told
+
+    def _update(self) -> None:
+        """AdamW's own step. The first one makes room for two numbers a weight; where there is none, what can be made
+        again is dropped, and it starts over: no weight changes before all of that room is there."""
+        first = not self.adamw.state
+        try:
+            return self.adamw.step()
+        except (RuntimeError, MemoryError) as error:
+            if not (first and out_of_memory(error)):
+                raise
+        self.adamw.state.clear()
+        forget_casts()
+        make_room()
+        try:
+            self.adamw.step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            room = sum(8 * p.numel() for p in self.parameters if p.grad is not None) / 2**30
+            raise RunFailed(
+                f"out of memory in the first optimizer step: AdamW keeps two float32 numbers a weight, {room:.1f} GB "
+                "here. Take a smaller model, or train fewer weights (critic=shared; algo=grpo needs no critic)"
+            ) from error
 
     def learning_rate(self, step: int) -> float:
         return self.lr * self.schedule.scale(step)
