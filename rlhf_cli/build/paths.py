@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import check_writable
 from rlhf_cli.config.schema import Config, Model, RewardTrainConfig
+from rlhf_cli.config.weights import find
 
 MINIATURE_SEED = 0
 """The miniatures are fixed, as hub models are: a run's seed does not change its starting point."""
@@ -18,12 +20,27 @@ CLASSIFIERS = {
 
 
 def model_path(model: Any, config: Config, notify: Callable[[str], None]) -> str:
-    """A folder or hub id: what was typed, else the hub's at full scale, else the miniature (shipped, or built)."""
+    """A folder or hub id: what was typed, else the miniature (shipped, or built) at mini scale, else a classifier that
+    is fine-tuned here, or weights wherever they are. Raises UserError where there are none."""
+    from rlhf_cli.miniatures.build import MINIATURES
+
     if model.path:
         return str(model.path)
-    if config.scale == "full":
+    if config.scale == "mini" and model.name in MINIATURES:
+        return miniature_path(model.name, config, notify)
+    if getattr(model, "fine_tune", None):
+        from rlhf_cli.build.fine_tuned import fine_tuned
+
+        with kept_in(config.cache_dir) as cache:
+            return fine_tuned(model, config, cache, notify)
+    if config.scale == "mini":
+        raise UserError(
+            f"{model.name} has no miniature (they are {', '.join(MINIATURES)}): type scale=small, or give its weights "
+            "(actor.path=, critic.path=, reward.path=)"
+        )
+    if config.scale == "full" and not model.package:
         return str(model.hub)
-    return miniature_path(model.name, config, notify)
+    return find(model.name, str(model.hub), model.package).path
 
 
 def critic_path(config: Config, actor: str, notify: Callable[[str], None]) -> str:

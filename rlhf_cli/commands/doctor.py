@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.commands.doctor_findings import Finding, failed_step, packages
 
-ROOM = {"mini": 1.0, "full": 80.0}
+ROOM = {"mini": 1.0, "small": 6.0, "full": 80.0}
 """GB that a run, its checkpoints and its models want free."""
 
 

@@ -17,6 +17,7 @@ from rlhf_cli.config.folders import check_models
 from rlhf_cli.config.older import as_before, made_before, marks, written
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.config.schema import (
+    ClassifierTrainConfig,
     CompareConfig,
     Config,
     EvalConfig,
@@ -27,6 +28,7 @@ from rlhf_cli.config.schema import (
     SampleConfig,
 )
 from rlhf_cli.config.section import Section
+from rlhf_cli.config.small import settled_sources
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -34,7 +36,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite", "rollout.cuda_graphs",
+    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
@@ -172,6 +174,7 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
         fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
         raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
     schema = schema_of(command)
+    values = settled_sources(values)
     validate(values, schema)
     if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
         values = _judged(values, overrides)
@@ -191,6 +194,7 @@ def schema_of(command: str) -> type[Section]:
         "sample": SampleConfig,
         "compare": CompareConfig,
         "reward-train": RewardTrainConfig,
+        "classifier-train": ClassifierTrainConfig,
         "probe": ProbeConfig,
         "models": ModelsConfig,
     }

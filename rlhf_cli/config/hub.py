@@ -52,3 +52,14 @@ def on_this_machine(repo: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     return isinstance(try_to_load_from_cache(repo, "config.json"), str)
+
+
+def dataset_on_this_machine(repo: str) -> bool:
+    """Whether anything of the data set is in the hub's cache."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        return any(r.repo_id == repo and r.repo_type == "dataset" for r in scan_cache_dir().repos)
+    except (CacheNotFound, OSError):
+        return False

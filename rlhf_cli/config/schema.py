@@ -6,13 +6,23 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_cli.config.algo_schema import Algo
+from rlhf_cli.config.classifier_schema import ClassifierTrain
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 
 
 class Model(Section):
     name: str
     hub: str | None = None
+    package: str | None = None
     path: str | None = None
+
+
+class FineTune(Section):
+    """What makes a classifier of an encoder."""
+
+    part: Literal["all", "first", "second"]
+    texts: int = Count
+    epochs: int = Count
 
 
 class Endpoint(Section):
@@ -62,6 +72,7 @@ class Gold(Model):
     normalize: bool = True
     endpoint: Endpoint | None = None
     form: Form | None = None
+    fine_tune: FineTune | None = None
 
 
 class Source(Gold):
@@ -145,6 +156,7 @@ class Optim(Section):
     warmup_steps: int = CountOrZero
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
+    value_head_lr: Annotated[float | None, Before(None)] = Field(ge=0)
     micro_batch_size: int = Count
     gradient_checkpointing: bool
 
@@ -199,7 +211,8 @@ class Config(Section):
     steps: int = CountOrZero
     device: str = Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     precision: Literal["auto", "fp32", "bf16"]
-    scale: Literal["mini", "full"]
+    scale: Literal["mini", "small", "full"]
+    weights: Annotated[dict[str, str], Before({})] = Field(default_factory=dict)
     cache_dir: str = Field(min_length=1)
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
@@ -306,6 +319,12 @@ class RewardTrainConfig(Config):
         if self.resume:
             raise ValueError(f"resume={self.resume}: reward-train does not resume, it starts anew in its own folder")
         return self
+
+
+class ClassifierTrainConfig(Config):
+    """`rlhf classifier-train`."""
+
+    classifier_train: ClassifierTrain
 
 
 class Probe(Section):

@@ -1,9 +1,10 @@
 """Loading actors, critics and classifiers from plain Hugging Face folders or the hub. Weights only, no remote code."""
 
+import io
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -157,23 +158,32 @@ def _no_warnings() -> Iterator[None]:
 
 
 def load_classifier(
-    path: str, *, device: torch.device, dtype: torch.dtype = torch.float32, labels: int | None = None
+    path: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    labels: int | None = None,
+    classes: Sequence[str] = (),
 ) -> Any:
-    """`labels`: how many outputs a NEW head has, instead of the folder's own."""
+    """`labels`: how many outputs a NEW head has, instead of the folder's own; `classes`: the same, by their names."""
     from transformers import AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification
-    if labels is None:
+    if labels is None and not classes:
         return _placed(_model(kind, path, dtype=dtype).eval(), device)
+    head: dict[str, Any] = {"num_labels": labels, "problem_type": "regression"}
+    if classes:
+        names = dict(enumerate(classes))
+        head = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+        head |= {"num_labels": len(names), "problem_type": "single_label_classification"}
     with _no_warnings():
         model = _model(
             kind,
             path,
-            new=("classifier.", "score."),
+            new=("classifier.", "score.", "pre_classifier."),
             dtype=dtype,
-            num_labels=labels,
-            problem_type="regression",
             ignore_mismatched_sizes=True,
+            **head,
         )
     return _placed(model.eval(), device)
 
@@ -268,8 +278,10 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
                 "  or use the miniatures: scale=mini"
             )
         options["local_files_only"] = True
+    bars = redirect_stderr(io.StringIO()) if "gguf_file" in options else nullcontext()
     try:
-        return auto.from_pretrained(path, trust_remote_code=False, **options)
+        with bars:  # transformers shows these whatever it is told
+            return auto.from_pretrained(path, trust_remote_code=False, **options)
     except ImportError as error:
         if "gguf_file" in options:
             raise UserError(f"reading {options['gguf_file']} needs two packages: pip install 'rlhf[gguf]'") from error

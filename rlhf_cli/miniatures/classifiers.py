@@ -4,16 +4,16 @@ import math
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
-import torch
-
+from rlhf_cli.data.labelled import Labelled
 from rlhf_cli.data.lexicon import vader_labels
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
 from rlhf_cli.miniatures.optimize import descend
+from rlhf_cli.preferences import classify
 
-Labelled = tuple[str, Sentiment]
 LEARNING_RATE = 4e-3
 
 
@@ -99,30 +99,11 @@ def _verdict(sentences: list[Labelled]) -> Sentiment:
 def fit(
     model: Any, tokenizer: Any, texts: list[Labelled], *, steps: int, batch: int, seed: int, tick: Callable[[], None]
 ) -> None:
-    """Cross-entropy on batches of like lengths in which the classes come equally often."""
-    rng = random.Random(f"{seed}/fit")
-    ids = tokenizer([text for text, _ in texts], truncation=True, max_length=200)["input_ids"]
-    labels = [SENTIMENTS.index(label) for _, label in texts]
-    by_class = [[i for i, label in enumerate(labels) if label == which] for which in sorted(set(labels))]
-
-    def loss() -> torch.Tensor:
-        drawn = [i for members in by_class for i in rng.choices(members, k=4 * batch // len(by_class))]
-        pool = sorted(drawn, key=lambda i: len(ids[i]))
-        at = rng.randrange(max(1, len(pool) - batch + 1))
-        chosen = pool[at : at + batch]
-        inputs = tokenizer.pad({"input_ids": [ids[i] for i in chosen]}, return_tensors="pt")
-        return model(**inputs, labels=torch.tensor([labels[i] for i in chosen])).loss
-
-    descend(model, loss, steps=steps, lr=LEARNING_RATE, tick=tick)
+    """As `rlhf classifier-train` does, but from random weights, which Muon brings further in the same time."""
+    how = partial(descend, steps=steps, lr=LEARNING_RATE, tick=tick)
+    classify.fit(model, tokenizer, texts, SENTIMENTS, descend=how, batch=batch, seed=seed, limit=200)
 
 
-@torch.inference_mode()
 def accuracy(model: Any, tokenizer: Any, texts: list[Labelled]) -> float:
     """The share of the texts whose likeliest class is their label."""
-    right = 0
-    for at in range(0, len(texts), 64):
-        batch = texts[at : at + 64]
-        inputs = tokenizer([t for t, _ in batch], padding=True, truncation=True, max_length=512, return_tensors="pt")
-        best = model(**inputs).logits.argmax(1).tolist()
-        right += sum(SENTIMENTS[i] == label for i, (_, label) in zip(best, batch, strict=True))
-    return right / len(texts)
+    return classify.examine(model, tokenizer, texts, SENTIMENTS, limit=512, batch=64).accuracy

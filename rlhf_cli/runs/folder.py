@@ -134,6 +134,8 @@ def first_line(config: Config) -> str:
     source = config.data.source
     made_of = "that ship with rlhf" if source in ("generated", "imdb") else f"of {source}"
     why = f"miniatures {made_of}, a simulation" if config.scale == "mini" else "models from the hub"
+    if config.weights:
+        why = "; ".join(f"{group}: {origin}" for group, origin in config.weights.items()) + f"; reviews: {source}"
     reward = config.reward.fn or config.reward.path or config.reward.name
     algo = config.algo.name + (f", loss {config.algo.loss}" if config.algo.loss else "")
     return (

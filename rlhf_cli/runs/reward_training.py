@@ -20,7 +20,7 @@ from rlhf_cli.runs.status import Interrupted, write_atomic, write_status
 from rlhf_cli.tracking.trackers import make_trackers
 from rlhf_cli.training.rollouts import generate
 
-LEARNING_RATE = {"mini": 1e-3, "full": 1e-5}
+LEARNING_RATE = {"mini": 1e-3, "small": 3e-5, "full": 1e-5}
 AT_ONCE = 64
 """Responses sampled between two looks at the signals."""
 

@@ -37,7 +37,8 @@ class Schedule:
 
 
 class Optimizer:
-    """`also`: parameters outside the model that learn with it, such as a shared critic's head."""
+    """`also`: parameters outside the model that learn with it, such as a shared critic's head, at `also_lr` or the
+    model's own learning rate."""
 
     def __init__(
         self,
@@ -48,12 +49,18 @@ class Optimizer:
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         also: Iterable[torch.nn.Parameter] = (),
+        also_lr: float | None = None,
     ) -> None:
         self.model, self.lr, self.schedule, self.max_grad_norm = model, lr, schedule, max_grad_norm
+        also = list(also)
         self.parameters = [*model.parameters(), *also]
+        groups: list[dict[str, Any]] = [{"params": self.parameters}]
+        if also and also_lr is not None:
+            groups = [{"params": list(model.parameters())}, {"params": also, "lr": also_lr}]
         # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
         fused = not distributed.is_split(model)
-        self.adamw = torch.optim.AdamW(self.parameters, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
+        self.adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
+        self.full = [group["lr"] for group in self.adamw.param_groups]
 
     def step(self, step: int) -> float:
         """Clip, check, update at this training step's learning rate; returns the gradient norm before the clip.
@@ -68,8 +75,8 @@ class Optimizer:
             bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
             raise NonFinite("the gradient is", parameters=bad)
         distributed.clip_gradients(self.parameters, self.max_grad_norm, norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = self.learning_rate(step)
+        for group, full in zip(self.adamw.param_groups, self.full, strict=True):
+            group["lr"] = full * self.schedule.scale(step)
         self._update()
         forget_casts()
         self.zero_grad()

@@ -1,0 +1,21 @@
+"""What `rlhf classifier-train` may be told."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from rlhf_cli.config.section import Count, Section
+
+
+class ClassifierTrain(Section):
+    start: str | None
+    part: Literal["all", "first", "second"]
+    texts: int = Count
+    epochs: int = Count
+    batch: int = Count
+    lr: float = Field(gt=0)
+    max_tokens: int = Field(ge=4)
+    held_out: float = Field(gt=0, lt=1)
+    every: int = Count
+    patience: int = Count
+    class_weights: dict[Literal["negative", "neutral", "positive"], float] | None

