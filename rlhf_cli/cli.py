@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rlhf_cli import __version__
+from rlhf_cli.config.arguments import parted, quoted
 from rlhf_cli.config.errors import INTERRUPTED, RunFailed, UserError
 from rlhf_cli.streams import outlive_readers
 
@@ -101,14 +103,16 @@ def run(command: str, argv: list[str]) -> int:
     from rlhf_cli.internals.hydra_private import get_args_parser
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
+    from rlhf_cli.config import typed
+    from rlhf_cli.config.compose import plan
+    from rlhf_cli.config.folders import check_writable, claimed
+
     try:
-        argv = _positional(command, argv)
+        argv, typed.words[:] = parted(command, argv)
     except UserError as error:
         return _refuse(str(error))
     parser = get_args_parser()
-    parser.error = _usage  # type: ignore[assignment]
-    from rlhf_cli.config.compose import plan
-    from rlhf_cli.config.folders import check_writable
+    parser.error, parser.allow_abbrev = _usage, False  # type: ignore[assignment]
 
     try:
         args = parser.parse_args(argv)
@@ -132,13 +136,15 @@ def run(command: str, argv: list[str]) -> int:
     if args.multirun:
         return _sweep(planned, argv)
     if planned.sweeps and command == "train":
-        whole = f"rlhf sweep {' '.join(argv)}"
+        whole = f"rlhf sweep {shlex.join(argv)}"
         print(f"one run of a sweep over {', '.join(planned.sweeps)}; all of it: {whole}", flush=True)
     resume = getattr(planned.jobs[0], "resume", None)
     if resume not in (None, "auto"):
-        argv = [*argv, f"hydra.run.dir={_quoted(resume)}", "hydra.output_subdir=null"]
+        argv = [*argv, f"hydra.run.dir={quoted(resume)}", "hydra.output_subdir=null"]
     elif not _leads():
         argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process names the folder
+    elif planned.run_dir != "." and not any(o.startswith("hydra.run.dir=") for o in args.overrides):
+        argv = [*argv, f"hydra.run.dir={quoted(claimed(planned.run_dir))}"]
     return _run(command, argv)
 
 
@@ -172,7 +178,7 @@ def _sweep(planned: Any, argv: list[str]) -> int:
 
         return _answered(lambda: start(planned, [a for a in argv if a not in ("--multirun", "-m")]))
     argv = ["--multirun", *(a for a in argv if a not in ("--multirun", "-m"))]
-    code = _run(planned.command, [*argv, f"hydra.sweep.dir={_quoted(planned.sweep_dir)}"])
+    code = _run(planned.command, [*argv, f"hydra.sweep.dir={quoted(planned.sweep_dir)}"])
     from rlhf_cli.sweeps.table import show
 
     return max(code, show(Path(planned.sweep_dir))) if Path(planned.sweep_dir).is_dir() else max(code, 1)
@@ -274,34 +280,6 @@ def _remove_if_empty() -> None:
             folder.rmdir()
 
 
-def _positional(command: str, argv: list[str]) -> list[str]:
-    """`rlhf sample "This movie is" steps=1` -> `steps=1 prefixes=['This movie is']`."""
-    takes_value = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"}
-    takes_value |= {"--cfg", "-c", "--info", "-i"}
-    words: list[str] = []
-    rest: list[str] = []
-    for before, word in zip(["", *argv], argv, strict=False):
-        sets = "=" in word and not re.search(r"\s", word.partition("=")[0])  # "A = b?" is text, a=b sets a key
-        is_word = not sets and not word.startswith(("-", "~", "+")) and before not in takes_value
-        (words if is_word else rest).append(word)
-    if command == "compare" and len(words) > 2:
-        raise UserError(f"rlhf compare takes two runs, or one and the untrained actor; these are {len(words)}")
-    if command == "compare" and words:
-        named = zip(("checkpoint", "against"), words, strict=False)
-        return [*rest, *(f"{key}={_quoted(word)}" for key, word in named)]
-    if command == "eval" and len(words) == 1:
-        return [*rest, f"checkpoint={_quoted(words[0])}"]
-    key = {"sample": "prefixes", "probe": "probe.texts", "report": "runs"}.get(command)
-    if key and words:
-        return [*rest, f"{key}=[" + ",".join(_quoted(word) for word in words) + "]"]
-    return argv
-
-
-def _quoted(text: str) -> str:
-    """A string of Hydra's override grammar."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 def _hydra_message(error: Exception, command: str = "") -> str:
     """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
     text = str(error)
@@ -341,7 +319,7 @@ def _hydra_message(error: Exception, command: str = "") -> str:
         key, equals, value = typed.partition("=")
         if not equals:
             return f"{typed}: a key and a value are wanted, as in steps=10"
-        mended = f"{key}={_quoted(value)}"
+        mended = f"{key}={quoted(value)}"
         return f'{typed}: this value must stand in quotes of its own, within those of the shell: "{mended}"'
     return text.strip() or str(error.__cause__ or type(error).__name__)
 

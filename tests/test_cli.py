@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from rlhf_cli.cli import COMMANDS, _positional, dispatch
+from rlhf_cli.cli import COMMANDS, dispatch
+from rlhf_cli.config.arguments import parted, quoted
 from rlhf_cli.config.compose import CONF, _onto, difference, flat, nested, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
 from rlhf_cli.config.schema import EvalConfig
+from rlhf_cli.internals.hydra_private import OverridesParser
 
 OPTIONS = [
     f"{folder.name}={file.stem}"
@@ -126,8 +128,40 @@ def test_completion_knows_commands_and_options(
 
 
 def test_a_text_with_an_equals_sign_is_no_override() -> None:
-    assert _positional("sample", ["A = b: what?", "steps=1"]) == ["steps=1", "prefixes=['A = b: what?']"]
-    assert _positional("sample", ["a=b"]) == ["a=b"]
+    assert parted("sample", ["A = b: what?", "steps=1"]) == (["steps=1"], ["A = b: what?"])
+    assert parted("sample", ["a=b"]) == (["a=b"], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "what a \\o/ movie",
+        "it cost ${10}",
+        "+1 would watch",
+        "~ so-so",
+        "- dull",
+        "",
+        "a, b [c]",
+        "don't",
+        "50% = half",
+    ],
+)
+def test_a_word_is_text_whatever_is_in_it(text: str) -> None:
+    assert parted("probe", ["--config-dir", "x", text, "seed=1"]) == (["--config-dir", "x", "seed=1"], [text])
+
+
+def test_flags_stand_anywhere() -> None:
+    assert parted("train", ["scale=mini", "--multirun", "seed=0,1"]) == (["--multirun", "scale=mini", "seed=0,1"], [])
+    assert parted("eval", ["RUN", "--config-dir", "cfg"]) == (["--config-dir", "cfg"], ["RUN"])
+    assert parted("train", ["+a.b=1", "~penalty", "algo@x=ppo"]) == (["+a.b=1", "~penalty", "algo@x=ppo"], [])
+
+
+@pytest.mark.parametrize(
+    "text", ["a b", "it's", "C:\\x", "end\\", "\\'", "${x}", "\\${x}", "ü, =(c) [d] & #e {f}", '"', ""]
+)
+def test_what_is_quoted_comes_out_of_hydras_grammar_as_it_was(text: str) -> None:
+    value = OverridesParser.create().parse_overrides([f"key={quoted(text)}"])[0].value()
+    assert OmegaConf.to_container(OmegaConf.create({"key": str(value)}), resolve=True) == {"key": text}
 
 
 def test_a_sweeps_keys_are_known_and_a_missing_model_is_told_first(

@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlhf_cli.tracking.text import shell
+
 
 def run(cfg: DictConfig) -> float | None:
     """Train a classifier on labelled reviews; returns the config's objective on held-out texts."""
@@ -24,7 +26,8 @@ def run(cfg: DictConfig) -> float | None:
         draw(figures["calibration"], folder / f"calibration_{kind}.png", f"held-out {kind} texts")
     place = folder / "classifier"
     print(f"its card: {place / 'README.md'}; calibration: {folder}/calibration_*.png", flush=True)
-    print(f"use it: rlhf train reward=minilm reward.path={place}   or as the judge: gold=minilm gold.path={place}")
+    print(f"use it: rlhf train reward=minilm reward.path={shell(place)}")
+    print(f"or as the judge that is not trained on: gold=minilm gold.path={shell(place)}")
     kind = "short" if "short" in told else "whole"
     return told[kind].get(config.objective.removeprefix("val/"))
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlhf_cli.tracking.text import shell
+
 
 def run(cfg: DictConfig) -> None:
     """Show every model with its quality; build the miniatures that are missing, or the shipped ones anew."""
@@ -49,7 +51,8 @@ def _rebuild(config: Any) -> None:
     shipped = [(f"{name}, shipped", str(SHIPPED / name)) for name in made]
     anew = [(f"{name}, rebuilt", str(folder)) for name, folder in made.items()]
     show(Console(), [row for pair in zip(shipped, anew, strict=True) for row in pair])
-    print(f"use them: rlhf train scale=mini actor.path={made['qwen_instruct']} reward.path={made['roberta_large']}")
+    actor, judge = shell(made["qwen_instruct"]), shell(made["roberta_large"])
+    print(f"use them: rlhf train scale=mini actor.path={actor} reward.path={judge}")
 
 
 def _hub(config: Any) -> None:

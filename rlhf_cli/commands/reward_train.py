@@ -5,6 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlhf_cli.tracking.text import shell
+
 
 def run(cfg: DictConfig) -> float | None:
     """Train a reward model on ranked responses; returns the config's objective on held-out pairs."""
@@ -21,7 +23,7 @@ def run(cfg: DictConfig) -> float | None:
     sweeping = hydra.mode == RunMode.MULTIRUN
     before, after, bins = train_reward_model(config, folder, group=Path(hydra.sweep.dir).name if sweeping else None)
     show(before, after, bins)
-    print(f"use it: rlhf train reward=learned reward.path={folder / 'reward_model'}", flush=True)
+    print(f"use it: rlhf train reward=learned reward.path={shell(folder / 'reward_model')}", flush=True)
     return after.get(config.objective)
 
 

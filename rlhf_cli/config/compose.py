@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from rlhf_cli.config.arguments import quoted
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
@@ -29,6 +30,7 @@ from rlhf_cli.config.schema import (
 )
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
+from rlhf_cli.config.typed import absolute, with_words
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -76,7 +78,7 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
 
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
-    engine = [f"hydra.searchpath=[file://{Path(config_dir).absolute()}]"] if config_dir else []
+    engine = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
     _check_experiments(overrides, [CONF, *([Path(config_dir)] if config_dir else [])])
     if not multirun:
         return plan_jobs(command, [overrides], engine)
@@ -174,7 +176,7 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
         fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
         raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
     schema = schema_of(command)
-    values = settled_sources(values)
+    values = settled_sources(absolute(with_words(command, values)))
     validate(values, schema)
     if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
         values = _judged(values, overrides)

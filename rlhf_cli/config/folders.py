@@ -51,3 +51,17 @@ GGUF = ".gguf"
 def is_gguf(path: str) -> bool:
     """Whether it is a file of llama.cpp's format."""
     return path.endswith(GGUF) and Path(path).expanduser().is_file()
+
+
+def claimed(name: str) -> str:
+    """Make a folder of this name, or of the first free one after it: name_2, name_3, … Its maker alone has it, so
+    commands that start in the same second write apart. One that only exists is taken."""
+    folder, number = Path(name), 1
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        try:
+            place.mkdir()
+            return str(place)
+        except FileExistsError:
+            number += 1

@@ -26,10 +26,11 @@ def fit(
     seed: int,
     limit: int,
     weights: Tensor | None = None,
+    bf16: bool = False,
 ) -> None:
     """Cross-entropy on batches of like lengths in which the classes come equally often.
 
-    `limit`: tokens of a text, at most. `weights` [C]: of the classes in the loss, beside that.
+    `limit`: tokens of a text, at most. `weights` [C]: of the classes in the loss, beside that. `bf16`: products in it.
     """
     rng = random.Random(f"{seed}/fit")
     ids = [text_ids(tokenizer, text, limit) for text, _ in texts]
@@ -41,7 +42,8 @@ def fit(
         pool = sorted(drawn, key=lambda i: len(ids[i]))
         at = rng.randrange(max(1, len(pool) - batch + 1))
         chosen = pool[at : at + batch]
-        logits = padded_outputs(model, tokenizer, [ids[i] for i in chosen])
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+            logits = padded_outputs(model, tokenizer, [ids[i] for i in chosen]).float()
         wanted = torch.tensor([labels[i] for i in chosen], device=logits.device)
         return torch.nn.functional.cross_entropy(logits, wanted, weight=weights)
 

@@ -20,7 +20,7 @@ from rlhf_cli.runs.checkpoint import all_of, disk_full, newest, step_of
 from rlhf_cli.runs.lock import only_process
 from rlhf_cli.runs.status import Interrupted, mark_reported, read_status, reported, write_atomic, write_status
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.tracking.text import harmless
+from rlhf_cli.tracking.text import harmless, shell
 
 
 @contextmanager
@@ -87,7 +87,8 @@ def _disk_full(failure: Exception, folder: Path) -> RunFailed | None:
     if not disk_full(failure):
         return None
     kept = newest(folder, print)
-    rest = f"{kept} is whole: make room, then rlhf train resume={folder}" if kept else "no checkpoint was saved before"
+    again = f"rlhf train resume={shell(folder)}"
+    rest = f"{kept} is whole: make room, then {again}" if kept else "no checkpoint was saved before"
     return RunFailed(f"the disk is full ({failure}). {rest}")
 
 
@@ -105,7 +106,11 @@ def _claim(config: Config, folder: Path) -> Path | None:
     holds_run = (folder / "config.yaml").exists() and not never_began
     if config.resume is None:
         if holds_run:
-            go_on = "" if isinstance(config, RewardTrainConfig) else f"go on with it (rlhf train resume={folder}) or "
+            go_on = (
+                ""
+                if isinstance(config, RewardTrainConfig)
+                else f"go on with it (rlhf train resume={shell(folder)}) or "
+            )
             raise UserError(f"{folder} already holds a run: {go_on}choose another hydra.run.dir=")
         return None
     if config.resume == "auto" and holds_run and (differs := changed(saved_config(folder), config)):

@@ -12,6 +12,7 @@ from rlhf_cli.runs.session import Session, newest_words, notify, open_session
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
 from rlhf_cli.runs.status import Interrupted, read_status, write_status
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.tracking.text import shell
 
 
 def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str, float]:
@@ -24,7 +25,7 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         checkpoint = distributed.first(lambda: stack.enter_context(begun(config, folder, steps=config.steps)))
         if was_done and checkpoint and step_of(checkpoint) >= config.steps:
             distributed.first(lambda: write_status(folder, "done", step=step_of(checkpoint), steps=config.steps))
-            more = f"rlhf train resume={folder} steps=…"
+            more = f"rlhf train resume={shell(folder)} steps=…"
             notify(f"{folder} is done: {step_of(checkpoint)} of {config.steps} steps. For more: {more}")
             return {}
         with stop.at_once():
@@ -41,7 +42,8 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         notify(f"done: {folder}")
         notify(account_of(folder, config.stop.hacking_index))
         if group is None:
-            notify(f"next: rlhf report {folder} · rlhf compare {folder} · rlhf sample checkpoint={folder}")
+            place = shell(folder)
+            notify(f"next: rlhf report {place} · rlhf compare {place} · rlhf sample checkpoint={place}")
         return metrics
 
 
@@ -74,7 +76,7 @@ def run(session: Session, stop: StopRequest) -> dict[str, float]:
             session.save(step)
         if stop.signal and step < steps:
             session.tell("interrupted", step)
-            go_on = f"rlhf train resume={session.folder}"
+            go_on = f"rlhf train resume={shell(session.folder)}"
             session.trackers.message(f"stopped by {stop.signal} at step {step}; go on: {go_on}")
             raise Interrupted(stop.signal)
     session.tell("done", step)

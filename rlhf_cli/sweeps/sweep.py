@@ -31,6 +31,7 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.older import as_before, made_before, written
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
+from rlhf_cli.tracking.text import shell
 
 RECORD = "sweep.json"
 
@@ -116,7 +117,8 @@ def start(plan: Plan, typed: list[str]) -> int:
     if (folder / RECORD).exists():
         if all(job.resume == "auto" for job in plan.jobs):
             return resume(str(folder), plan.engine)
-        raise UserError(f"{folder} already holds a sweep: rlhf sweep resume={folder}, or another hydra.sweep.dir=")
+        again = f"rlhf sweep resume={shell(folder)}"
+        raise UserError(f"{folder} already holds a sweep: {again}, or another hydra.sweep.dir=")
     _needs(plan)
     written = record(plan, typed)
     _no_twins(written["jobs"])
@@ -191,7 +193,7 @@ def resume(place: str, typed: list[str]) -> int:
         more = [f"  … and {len(faults) - 20} more"] if len(faults) > 20 else []
         listed = "\n".join(faults[:20] + more)
         raise UserError(
-            f"resume={folder}: the configs of this sweep are not what they were:\n{listed}\n"
+            f"resume={shell(folder)}: the configs of this sweep are not what they were:\n{listed}\n"
             f"May change: {', '.join(CHANGEABLE_ON_RESUME[1:])}, and Hydra's own keys. Else start a new sweep."
         )
     _needs(again)
@@ -244,7 +246,7 @@ def run(plan: Plan, folder: Path) -> int:
             code = 1
         code = max(code, show(folder))
         if code:
-            print(f"run what is not done: rlhf sweep resume={folder}", flush=True)
+            print(f"run what is not done: rlhf sweep resume={shell(folder)}", flush=True)
     return code
 
 

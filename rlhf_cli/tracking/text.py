@@ -1,5 +1,6 @@
 """Model text is untrusted: what may reach a terminal."""
 
+import shlex
 import unicodedata
 
 # Control (Cc), invisible formatting such as bidi overrides (Cf), lone surrogates (Cs), line separators (Zl, Zp).
@@ -24,3 +25,8 @@ def markdown_text(text: str) -> str:
 def harmless(text: str) -> str:
     """`text` with its lines, but without anything that moves a cursor or hides a character."""
     return "".join(" " if unicodedata.category(c) in _UNSAFE and c != "\n" else c for c in text)
+
+
+def shell(path: object) -> str:
+    """A path or word as it is typed in a shell."""
+    return shlex.quote(str(path))

@@ -1,0 +1,50 @@
+"""A command line before Hydra sees it: flags, keys, and words that are neither."""
+
+import re
+
+from rlhf_cli.config.errors import UserError
+
+TAKES_VALUE = {
+    "--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c", "--info",
+    "-i",
+}  # fmt: skip
+TEXTS = ("sample", "probe")
+"""Commands whose words are text, for a model to read."""
+FOLDERS = {"eval": 1, "compare": 2, "report": None, "frontier": None}
+"""Commands whose words are folders, and how many they take."""
+
+
+def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """(flags and then keys, words). Hydra's parser wants flags and keys apart, people do not sort them."""
+    flags, keys, words = [], [], []
+    wanted = iter(argv)
+    for word in wanted:
+        if word in TAKES_VALUE:
+            flags += [word, *([value] if (value := next(wanted, None)) is not None else [])]
+        elif _is_key(command, word):
+            keys.append(word)
+        elif re.match(r"--?[A-Za-z]", word) and not re.search(r"\s", word):
+            flags.append(word)
+        elif command in TEXTS or command in FOLDERS:
+            words.append(word)
+        else:
+            keys.append(word)
+    most = FOLDERS.get(command)
+    if most is not None and len(words) > most:
+        what = "two runs, or one and the untrained actor" if command == "compare" else "one run or checkpoint"
+        raise UserError(f"rlhf {command} takes {what}; these are {len(words)}")
+    return [*flags, *keys], words
+
+
+def _is_key(command: str, word: str) -> bool:
+    """`key=value`, `+key=value`, `~key`; "A = b?" and "+1 would watch" are text."""
+    before, equals, _ = word.partition("=")
+    if equals:
+        return re.fullmatch(r"(\+\+?|~)?[\w.@/$:\-]+", before) is not None
+    return re.fullmatch(r"~[\w.@/]+", word) is not None or (word.startswith(("+", "~")) and command not in TEXTS)
+
+
+def quoted(text: str) -> str:
+    """A string of Hydra's override grammar, which takes a backslash for itself before a quote and at the end."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
+    return "'" + re.sub(r"(\\*)\$\{", r"\1\1\\${", escaped) + "'"

@@ -1,0 +1,77 @@
+"""What was typed beside keys, and from where: words that reach the config as they are, paths that become absolute."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rlhf_cli.config.folders import names_a_folder
+
+words: list[str] = []
+"""The positional arguments of this process's command. They do not go through Hydra's grammar, which has its own
+ideas of backslashes, `${`, `+` and commas."""
+
+NAMED = ("imdb", "generated", "auto")
+MODELS = ("actor", "critic", "reward", "gold")
+FUNCTIONS = (("reward", "fn"), ("gold", "fn"), ("algo", "loss"))
+FILES = (("data", "source"), ("algo", "ptx_source"), ("reward_train", "data"), ("probe", "file"), ("probe", "run"))
+FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
+
+
+def with_words(command: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the words where the command takes them."""
+    if not words:
+        return values
+    match command:
+        case "sample":
+            return values | {"prefixes": [*values["prefixes"], *words]}
+        case "probe":
+            return values | {"probe": values["probe"] | {"texts": [*values["probe"]["texts"], *words]}}
+        case "report" | "frontier":
+            return values | {"runs": [*values["runs"], *words]}
+        case "eval" | "compare":
+            return values | dict(zip(("checkpoint", "against"), words, strict=False))
+    return values
+
+
+def absolute(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with every relative path made absolute, so that a run is resumed and judged from any folder."""
+    values = {key: _absolute_parts(part) if isinstance(part, dict) else part for key, part in values.items()}
+    for key in FOLDERS:
+        if isinstance(values.get(key), str) and values[key] not in ("none", "auto", "last"):
+            values[key] = path(values[key])
+    for group, key in FILES:
+        part = values.get(group)
+        if isinstance(part, dict) and isinstance(part.get(key), str) and part[key] not in NAMED:
+            values[group] = part | {key: path(part[key])}
+    for group, key in FUNCTIONS:
+        part = values.get(group)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            values[group] = part | {key: function(part[key])}
+    return values
+
+
+def _absolute_parts(part: dict[str, Any]) -> dict[str, Any]:
+    """Of a group and its sources: the model folders."""
+    named = part.get("path")
+    if isinstance(named, str) and named and (names_a_folder(named) or Path(named).exists()):
+        part = part | {"path": path(named)}
+    sources = part.get("sources")
+    if isinstance(sources, dict):
+        found = {name: _absolute_parts(s) if isinstance(s, dict) else s for name, s in sources.items()}
+        for name, source in found.items():
+            if isinstance(source, dict) and isinstance(source.get("fn"), str):
+                found[name] = source | {"fn": function(source["fn"])}
+        part = part | {"sources": found}
+    return part
+
+
+def path(text: str) -> str:
+    """Absolute, with `~` left for the home of whoever reads it; empty stays empty."""
+    return text if not text.strip() or text.startswith("~") else os.path.normpath(Path(text).absolute())
+
+
+def function(dotted: str) -> str:
+    """`module:function`, with the file where the module is one of the current folder: `/there/module.py:function`."""
+    module, colon, name = dotted.rpartition(":")
+    file = Path(module if module.endswith(".py") else module.replace(".", os.sep) + ".py")
+    return f"{file.absolute()}:{name}" if colon and file.is_file() else dotted
