@@ -176,6 +176,8 @@ def test_a_class_without_texts_is_one_message(tmp_path: Path, capsys: pytest.Cap
     typed = ["scale=mini", f"data.source={reviews}", "tracking=none", f"hydra.run.dir={tmp_path}/made"]
     assert dispatch(["classifier-train", *typed]) == 2
     assert "no text to train on is negative" in capsys.readouterr().err
+    assert dispatch(["classifier-train", *typed, "resume=auto"]) == 2
+    assert "starts anew" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -254,7 +256,7 @@ def test_a_decoder_without_a_padding_token_learns_two_classes(tmp_path: Path) ->
     typed = [
         "scale=mini", "tracking=none", f"data.source={reviews}", f"classifier_train.start={start}",
         "classifier_train.neutral=false", "classifier_train.max_tokens=6", "classifier_train.lr=3e-3",
-        "classifier_train.every=10", "classifier_train.class_weights={negative:2}", f"hydra.run.dir={tmp_path}/made",
+        "classifier_train.every=10", "classifier_train.epochs=3", "classifier_train.class_weights={negative:2}", f"hydra.run.dir={tmp_path}/made",
     ]  # fmt: skip
     assert dispatch(["classifier-train", *typed]) == 0
     folder = tmp_path / "made" / "classifier"
