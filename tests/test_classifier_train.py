@@ -256,7 +256,8 @@ def test_a_decoder_without_a_padding_token_learns_two_classes(tmp_path: Path) ->
     typed = [
         "scale=mini", "tracking=none", f"data.source={reviews}", f"classifier_train.start={start}",
         "classifier_train.neutral=false", "classifier_train.max_tokens=6", "classifier_train.lr=3e-3",
-        "classifier_train.every=10", "classifier_train.epochs=3", "classifier_train.class_weights={negative:2}", f"hydra.run.dir={tmp_path}/made",
+        "classifier_train.every=10", "classifier_train.epochs=3", "classifier_train.class_weights={negative:2}",
+        f"hydra.run.dir={tmp_path}/made",
     ]  # fmt: skip
     assert dispatch(["classifier-train", *typed]) == 0
     folder = tmp_path / "made" / "classifier"
