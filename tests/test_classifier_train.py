@@ -1,12 +1,17 @@
 """Classifiers of one's own: their texts, their figures by hand, the command; and weights found wherever they are."""
 
 import json
+import random
+import re
 import sys
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from helpers import tiny_models
 from helpers.runs import train
 
 from rlhf_cli.cli import dispatch
@@ -14,9 +19,9 @@ from rlhf_cli.config import hub, small, weights
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.labelled import halves, hold_out, labelled_texts
-from rlhf_cli.data.reviews import Review
-from rlhf_cli.preferences.classify import Enough, Examined, descend_with_adamw
-from rlhf_cli.preferences.sentiment import without_neutral
+from rlhf_cli.data.reviews import SENTIMENTS, Review
+from rlhf_cli.preferences.classify import Enough, Examined, batches, descend_with_adamw
+from rlhf_cli.preferences.sentiment import Recipe, _Best, by_review, material, without_neutral
 
 SURE = torch.tensor([[0.9, 0.1, 0.0], [0.6, 0.2, 0.2], [0.2, 0.7, 0.1], [0.1, 0.0, 0.9], [0.05, 0.0, 0.95]])
 LABELS = torch.tensor([0, 1, 1, 2, 0])
@@ -34,9 +39,59 @@ def test_figures_by_hand() -> None:
         (1, 0.6, 0.0), (1, 0.7, 1.0), (3, 0.9167, 0.6667),
     ]  # fmt: skip
     assert found.calibration_error == pytest.approx((0.6 + 0.3 + 3 * 0.25) / 5, abs=1e-6)
-    between = without_neutral(found)
+    between = without_neutral(found, SENTIMENTS)
     assert between.labels.tolist() == [0, 1, 0]
     assert between.accuracy == pytest.approx(2 / 3)
+
+
+def test_a_class_that_no_text_has_is_not_in_the_mean() -> None:
+    found = Examined(SURE[:4], torch.tensor([0, 0, 2, 2]))
+    # class 0: TP 2; class 2: TP 1, FN 1; class 1 is named once, wrongly
+    assert found.f1()[[0, 2]].tolist() == pytest.approx([1, 2 / 3])
+    assert found.f1()[1].isnan()
+    assert found.macro_f1 == pytest.approx(5 / 6)
+
+
+def test_a_review_is_judged_by_the_mean_of_its_texts() -> None:
+    found = by_review(Examined(SURE, torch.tensor([0, 0, 1, 2, 2])), ["b", "b", "a", "c", "c"])
+    assert found.labels.tolist() == [0, 1, 2]
+    assert found.probabilities[0].tolist() == pytest.approx([0.75, 0.15, 0.1])
+    assert found.probabilities[1].tolist() == pytest.approx([0.2, 0.7, 0.1])
+
+
+def test_batches_hold_the_classes_equally_often_and_every_text_once_a_pass() -> None:
+    labels = [0] * 90 + [1] * 30
+    drawn = batches(list(range(120)), labels, 8, random.Random(0))
+    pools = [[next(drawn) for _ in range(8)] for _ in range(6)]
+    for pool in pools:
+        assert sum(labels[i] for part in pool for i in part) == 32
+        spans = sorted((min(part), max(part)) for part in pool)
+        assert all(a[1] <= b[0] for a, b in pairwise(spans))  # like lengths
+    seen = [i for pool in pools for part in pool for i in part]
+    assert len({i for i in seen if i < 90}) == 90
+    assert {seen.count(i) for i in range(90, 120)} == {6, 7}
+
+
+def test_texts_that_decide_when_to_stop_are_of_reviews_of_their_own() -> None:
+    text = "The film number {} was awful. It was shot in two weeks by a crew of nine. We left early and angry."
+    reviews = [
+        Review(f"r{i // 2}", text.format(f"{i // 2}_"), ("negative", "positive")[i // 2 % 2]) for i in range(200)
+    ]
+
+    def named(texts: list[tuple[str, str]]) -> set[str]:
+        return {found[0] for text, _ in texts if (found := re.findall(r"\d+_", text))}
+
+    three = material(reviews, Recipe(), seed=0)
+    parts = named(three.train), named(three.looked), named([*three.held["short"], *three.held["whole"]])
+    assert [len(part) for part in parts] == [86, 4, 10]
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert len(set(three.reviews)) == 10
+    assert len(three.reviews) == len(three.held["whole"]) == 20
+    assert three.counts["neutral"] > 50
+    two = material(reviews, Recipe(neutral=False), seed=0)
+    assert two.counts["neutral"] == 0
+    assert "VADER" not in two.made
+    assert all(label != "neutral" for rows in two.held.values() for _, label in rows)
 
 
 def test_labels_come_from_where_they_are_said_to() -> None:
@@ -121,6 +176,8 @@ def test_a_class_without_texts_is_one_message(tmp_path: Path, capsys: pytest.Cap
     typed = ["scale=mini", f"data.source={reviews}", "tracking=none", f"hydra.run.dir={tmp_path}/made"]
     assert dispatch(["classifier-train", *typed]) == 2
     assert "no text to train on is negative" in capsys.readouterr().err
+    assert dispatch(["classifier-train", *typed, "resume=auto"]) == 2
+    assert "starts anew" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -187,3 +244,48 @@ def train_in_mini(folder: Path) -> None:
 
     config = plan("train", ["scale=mini", "actor=smollm2_instruct"], multirun=False, config_dir=None).jobs[0]
     model_path(config.actor, config, print)
+
+
+def test_a_decoder_without_a_padding_token_learns_two_classes(tmp_path: Path) -> None:
+    texts = [f"{'a joy, warm and funny' if i % 2 else 'dull, cheap and awful'}, in {i} minutes" for i in range(200)]
+    tokens = tiny_models.tokenizer(tmp_path / "tokens", texts)
+    tokens.pad_token = None
+    start = tiny_models.make("llama", tmp_path / "trunk", tokens)
+    reviews = tmp_path / "reviews.jsonl"
+    reviews.write_text("\n".join(json.dumps({"text": text, "label": i % 2}) for i, text in enumerate(texts)))
+    typed = [
+        "scale=mini", "tracking=none", f"data.source={reviews}", f"classifier_train.start={start}",
+        "classifier_train.neutral=false", "classifier_train.max_tokens=6", "classifier_train.lr=3e-3",
+        "classifier_train.every=10", "classifier_train.epochs=3", "classifier_train.class_weights={negative:2}",
+        f"hydra.run.dir={tmp_path}/made",
+    ]  # fmt: skip
+    assert dispatch(["classifier-train", *typed]) == 0
+    folder = tmp_path / "made" / "classifier"
+    config = json.loads((folder / "config.json").read_text())
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+    assert config["pad_token_id"] is not None
+    told = json.loads((folder / "quality.json").read_text())
+    assert told["whole"]["classes"] == ["negative", "positive"]
+    assert told["whole"]["accuracy"] > 0.9
+    assert told["whole"]["cut"] == told["whole"]["texts"] == 20
+
+
+def test_the_weights_of_the_best_look_are_kept_and_three_worse_ones_end_it() -> None:
+    model = torch.nn.Linear(1, 1)
+    right = iter([3, 5, 4, 2, 1, 5])
+
+    def looked() -> Examined:
+        count = next(right)
+        return Examined(torch.eye(2)[torch.tensor([0] * count + [1] * (5 - count))], torch.zeros(5, dtype=torch.long))
+
+    best = _Best(model, looked)
+    steps = []
+
+    def loss() -> torch.Tensor:
+        return model(torch.ones(1, 1)).square().mean()
+
+    look = partial(best.look, steps=60, recipe=Recipe(every=10, patience=3), tick=lambda step, *_: steps.append(step))
+    descend_with_adamw(model, loss, steps=60, lr=0.1, tick=look)
+    assert best.step == 20
+    assert steps[-1] == 50
+    assert best.weights["weight"] != model.weight

@@ -12,7 +12,7 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.config.weights import find
 from rlhf_cli.engine.device import compute
 
-VERSION = 1
+VERSION = 2
 """Raise it when the recipe changes what it makes."""
 SEED = 0
 """These are fixed, as hub models are."""
@@ -39,7 +39,7 @@ def fine_tuned(judge: Any, config: Config, cache: Path, notify: Callable[[str], 
 
 def _make(judge: Any, config: Config, folder: Path, notify: Callable[[str], None]) -> None:
     from rlhf_cli.data.sources import load_reviews
-    from rlhf_cli.preferences.sentiment import Recipe, save, train
+    from rlhf_cli.preferences.sentiment import Recipe, card, material, save, train
 
     wanted = judge.fine_tune
     recipe = Recipe(part=wanted.part, texts=wanted.texts, epochs=wanted.epochs)
@@ -52,9 +52,11 @@ def _make(judge: Any, config: Config, folder: Path, notify: Callable[[str], None
         )
     notify(f"fine-tuning {judge.name} on reviews of {config.data.source} ({wanted.part} half), once; kept in {folder}")
     device = compute(config.device, "fp32").device
-    trained = train(start, reviews, recipe, device=device, seed=SEED, tick=Told(judge.name, notify))
-    told = save(trained, folder, recipe, start=judge.hub, source=config.data.source, seed=SEED)
-    listed = ", ".join(f"{kind} texts {q['accuracy']:.3f}" for kind, q in told.items())
+    texts = material(reviews, recipe, seed=SEED)
+    trained = train(start, texts, recipe, device=device, seed=SEED, tick=Told(judge.name, notify))
+    about = card(trained, texts, recipe, start=judge.hub, source=config.data.source, seed=SEED)
+    told = save(trained, folder, about)
+    listed = ", ".join(f"{kind.replace('_', ' ')} {q['accuracy']:.3f}" for kind, q in told.items())
     notify(f"{judge.name}: accuracy on held-out {listed} ({folder / 'README.md'})")
 
 
@@ -71,6 +73,5 @@ class Told:
         self.last = step * 10 // steps
         left = (time.monotonic() - self.begun) / step * (steps - step)
         looked = f" · accuracy {metrics['val/accuracy']:.3f}" if "val/accuracy" in metrics else ""
-        self.notify(
-            f"{self.name}: step {step} of {steps} · loss {metrics['train/loss']:.3f}{looked} · {left:.0f} s left"
-        )
+        loss = metrics["train/cross_entropy"]
+        self.notify(f"{self.name}: step {step} of {steps} · cross-entropy {loss:.3f}{looked} · {left:.0f} s left")

@@ -36,16 +36,14 @@ def show(told: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rlhf_cli.data.reviews import SENTIMENTS
-
     console = Console()
     table = Table("held-out", "texts", "accuracy", "macro F1", "pos. against neg.", "ECE", title="classifier")
     names = ("accuracy", "macro_f1", "accuracy_without_neutral", "calibration_error")
     for kind, q in told.items():
-        table.add_row(kind, str(q["texts"]), *(f"{q[name]:.3f}" for name in names))
+        table.add_row(kind.replace("_", " "), str(q["texts"]), *(f"{q[name]:.3f}" for name in names))
     console.print(table)
     for kind, q in told.items():
-        confusion = Table(f"{kind}: label", *(f"says {name}" for name in SENTIMENTS))
-        for name, row in zip(SENTIMENTS, q["confusion"], strict=True):
+        confusion = Table(f"{kind.replace('_', ' ')}: label", *(f"says {name}" for name in q["classes"]))
+        for name, row in zip(q["classes"], q["confusion"], strict=True):
             confusion.add_row(name, *map(str, row))
         console.print(confusion)

@@ -10,6 +10,7 @@ from rlhf_cli.config.section import Count, Section
 class ClassifierTrain(Section):
     start: str | None
     part: Literal["all", "first", "second"]
+    neutral: bool
     texts: int = Count
     epochs: int = Count
     batch: int = Count

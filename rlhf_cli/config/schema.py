@@ -328,6 +328,14 @@ class ClassifierTrainConfig(Config):
 
     classifier_train: ClassifierTrain
 
+    @model_validator(mode="after")
+    def _starts_anew(self) -> Self:
+        if self.resume:
+            raise ValueError(
+                f"resume={self.resume}: classifier-train does not resume, it starts anew in its own folder"
+            )
+        return self
+
 
 class Probe(Section):
     texts: list[str]

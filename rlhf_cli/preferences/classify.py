@@ -1,7 +1,7 @@
 """Training a classifier of texts, and what it is worth on held-out ones."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,22 +32,39 @@ def fit(
 
     `limit`: tokens of a text, at most. `weights` [C]: of the classes in the loss, beside that. `bf16`: products in it.
     """
-    rng = random.Random(f"{seed}/fit")
     ids = [text_ids(tokenizer, text, limit) for text, _ in texts]
     labels = [classes.index(label) for _, label in texts]
-    by_class = [[i for i, label in enumerate(labels) if label == which] for which in sorted(set(labels))]
+    drawn = batches([len(row) for row in ids], labels, batch, random.Random(f"{seed}/fit"))
 
     def loss() -> Tensor:
-        drawn = [i for members in by_class for i in rng.choices(members, k=4 * batch // len(by_class))]
-        pool = sorted(drawn, key=lambda i: len(ids[i]))
-        at = rng.randrange(max(1, len(pool) - batch + 1))
-        chosen = pool[at : at + batch]
+        chosen = next(drawn)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             logits = padded_outputs(model, tokenizer, [ids[i] for i in chosen]).float()
         wanted = torch.tensor([labels[i] for i in chosen], device=logits.device)
         return torch.nn.functional.cross_entropy(logits, wanted, weight=weights)
 
     descend(model, loss)
+
+
+POOL = 8
+"""Batches that are drawn together and then parted by length, so that little of each is padding."""
+
+
+def batches(lengths: Sequence[int], labels: Sequence[int], batch: int, rng: random.Random) -> Iterator[list[int]]:
+    """Indices without end. In a pool of batches the classes come equally often; no text comes a second time before
+    every other one of its class has come."""
+    classes = sorted(set(labels))
+    streams = [_passes([i for i, label in enumerate(labels) if label == which], rng) for which in classes]
+    while True:
+        pool = [next(streams[k % len(streams)]) for k in range(POOL * batch)]
+        pool.sort(key=lengths.__getitem__)
+        parts = [pool[at : at + batch] for at in range(0, len(pool), batch)]
+        yield from rng.sample(parts, len(parts))
+
+
+def _passes(members: list[int], rng: random.Random) -> Iterator[int]:
+    while True:
+        yield from rng.sample(members, len(members))
 
 
 class Enough(Exception):
@@ -102,12 +119,14 @@ class Examined:
         return torch.bincount(self.labels * count + self.best, minlength=count**2).view(count, count)
 
     def f1(self) -> Float[Tensor, " C"]:
-        """Of each class: 2 TP / (2 TP + FP + FN); NaN for one that neither is there nor is named."""
+        """Of each class: 2 TP / (2 TP + FP + FN); NaN for one that no text has."""
         table = self.confusion().double()
-        return 2 * table.diag() / (table.sum(0) + table.sum(1))
+        found = 2 * table.diag() / (table.sum(0) + table.sum(1))
+        return found.where(table.sum(1) > 0, torch.nan)
 
     @property
     def macro_f1(self) -> float:
+        """The mean over the classes that the texts have."""
         return float(self.f1().nanmean())
 
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:

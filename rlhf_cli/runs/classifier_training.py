@@ -9,7 +9,7 @@ from rlhf_cli.config.schema import ClassifierTrainConfig
 from rlhf_cli.config.weights import MINILM, find
 from rlhf_cli.data.sources import load_reviews
 from rlhf_cli.engine.device import compute
-from rlhf_cli.preferences.sentiment import Recipe, save, train
+from rlhf_cli.preferences.sentiment import Material, Recipe, card, material, save, train
 from rlhf_cli.runs.folder import begun
 from rlhf_cli.runs.signals import stop_on_signals
 from rlhf_cli.runs.status import Interrupted, write_status
@@ -26,14 +26,15 @@ def train_classifier(config: ClassifierTrainConfig, folder: Path) -> dict[str, A
     recipe = Recipe(**{f.name: wanted[f.name] for f in fields(Recipe)})
     with stop_on_signals() as stop, begun(config, folder, steps=0):
         with stop.at_once():
-            start = classifier_path(start, config, print) if start else find("classifier_train.start", *MINILM).path
-            print(f"a classifier of {config.data.source}, from {start} · seed {config.seed}", flush=True)
-            reviews = load_reviews(config.data.source)
+            path = classifier_path(start, config, print) if start else find("classifier_train.start", *MINILM).path
+            print(f"a classifier of {config.data.source}, from {path} · seed {config.seed}", flush=True)
+            texts = material(load_reviews(config.data.source), recipe, seed=config.seed)
+            print(_said(texts), flush=True)
         trackers = make_trackers(
             config.tracking.name,
             folder,
             config.model_dump(by_alias=True),
-            steps=max(1, recipe.epochs * recipe.texts // recipe.batch),
+            steps=recipe.steps(len(texts.train)),
             resume_step=None,
             project=config.tracking.project,
             entity=config.tracking.entity,
@@ -51,10 +52,10 @@ def train_classifier(config: ClassifierTrainConfig, folder: Path) -> dict[str, A
         outcome = "failed"
         try:
             device = compute(config.device, "fp32").device
-            trained = train(start, reviews, recipe, device=device, seed=config.seed, tick=tick)
-            told = save(
-                trained, folder / "classifier", recipe, start=start, source=config.data.source, seed=config.seed
-            )
+            trained = train(path, texts, recipe, device=device, seed=config.seed, tick=tick)
+            name = path if start else MINILM[0]
+            about = card(trained, texts, recipe, start=name, source=config.data.source, seed=config.seed)
+            told = save(trained, folder / "classifier", about)
             outcome = "done"
         except Interrupted:
             outcome = "interrupted"
@@ -62,6 +63,14 @@ def train_classifier(config: ClassifierTrainConfig, folder: Path) -> dict[str, A
         finally:
             trackers.finish(outcome)
         write_status(folder, "done", step=trained.step, steps=trained.step)
-        if trained.truncated:
-            trackers.message(f"{trained.truncated} texts were cut to {recipe.max_tokens} tokens")
+        for kind, count in trained.cut.items():
+            if count:
+                print(f"{count} {kind} texts were cut to {recipe.max_tokens} tokens (classifier_train.max_tokens)")
+        print(f"{trained.seconds:.0f} s; the weights after step {trained.step} were best", flush=True)
         return told
+
+
+def _said(texts: Material) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in texts.counts.items() if count)
+    held = ", ".join(f"{len(rows)} {kind}" for kind, rows in texts.held.items())
+    return f"to train on: {counts} · held out: {held} · labels: {texts.made}"

@@ -25,6 +25,9 @@ TRAIN = (
     ("repetition", "train/repetition", ".2f"),
     ("pairwise loss", "train/pairwise_loss", ".3f"),
     ("accuracy", "train/pairwise_accuracy", ".2f"),
+    ("cross-entropy", "train/cross_entropy", ".3f"),
+    ("held-out accuracy", "val/accuracy", ".3f"),
+    ("macro F1", "val/macro_f1", ".3f"),
 )
 
 
@@ -54,14 +57,14 @@ class ConsoleTracker:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._time(step)
         self._train = train_text(metrics) or self._train
-        validated = "val/score" in metrics
+        validated, examined = "val/score" in metrics, "val/macro_f1" in metrics
         if validated:
             self._val = validation_text(step, metrics)
             self._val_scores.append(metrics["val/score"])
         if self._is_live:
             self._show(step)
         else:
-            self._write(step, bool(train_text(metrics)), validated)
+            self._write(step, bool(train_text(metrics)), validated, examined)
 
     def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
         """One of a positive prefix, if there is any: the furthest from what is wanted."""
@@ -91,9 +94,9 @@ class ConsoleTracker:
         seconds = sum(self._durations) / len(self._durations)
         return f"{seconds:.2g} s/step  eta {clock(seconds * (self._total - step))}"
 
-    def _write(self, step: int, trained: bool, validated: bool) -> None:
+    def _write(self, step: int, trained: bool, validated: bool, examined: bool) -> None:
         due = time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
-        if trained and (due or validated or step == self._total):
+        if trained and (due or validated or examined or step == self._total):
             self._print(join(f"step {step}/{self._total}", self._train, self._pace(step)))
             self._last_line = time.monotonic()
         if validated:
