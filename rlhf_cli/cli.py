@@ -59,7 +59,7 @@ def dispatch(argv: list[str]) -> int:
         return 0
     argv = _completing(argv)
     if not _leads():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     match argv:
         case [] | ["--help" | "-h" | "help", *_]:
             print(usage())
@@ -123,7 +123,8 @@ def run(command: str, argv: list[str]) -> int:
             return _hydra(command, argv)
         planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
         place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
-        check_writable(place, key)
+        if place != ".":  # there a command writes nothing
+            check_writable(place, key)
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -334,7 +335,8 @@ def _refuse(message: str) -> int:
 
 def _processes() -> int:
     """How many torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    told = os.environ.get("WORLD_SIZE", "1")
+    return int(told) if told.isdecimal() else 1
 
 
 def _leads() -> bool:

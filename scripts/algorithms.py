@@ -23,7 +23,7 @@ PHASES = ("time/rollout_s", "time/score_s", "time/forward_s", "time/update_s")
 
 def run(algo: str, seed: int, folder: Path, steps: int) -> None:
     status = folder / "status.json"
-    if status.exists() and json.loads(status.read_text())["state"] == "done":
+    if status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done":
         return
     print(f"{algo}, seed {seed}", flush=True)
     options = ["scale=mini", "tracking=none", f"steps={steps}", f"seed={seed}", "val.every=0", "checkpoint.every=0"]
@@ -37,12 +37,12 @@ def run(algo: str, seed: int, folder: Path, steps: int) -> None:
 
 
 def rows_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def finished(folder: Path) -> bool:
     status = folder / "status.json"
-    return status.exists() and json.loads(status.read_text())["state"] == "done"
+    return status.exists() and json.loads(status.read_text(encoding="utf-8"))["state"] == "done"
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -57,7 +57,7 @@ def table(out: Path, steps: int) -> str:
         folders = [folder for folder in sorted((out / algo).glob("*")) if finished(folder)]
         if not folders:
             continue
-        composed = yaml.safe_load((folders[0] / "config.yaml").read_text())["algo"]
+        composed = yaml.safe_load((folders[0] / "config.yaml").read_text(encoding="utf-8"))["algo"]
         runs = [rows_of(folder) for folder in folders]
         cells = [spread([rows[-1][key] for rows in runs], 1 if key == "val/response_length" else 2) for key in COLUMNS]
         seconds = [statistics.median(sum(row[p] for p in PHASES) for row in rows[1:]) for rows in runs]
@@ -88,7 +88,7 @@ def main() -> None:
             run(algo, seed, arguments.out / algo / f"seed_{seed}", arguments.steps)
     text = table(arguments.out, arguments.steps)
     if arguments.table:
-        arguments.table.write_text(text)
+        arguments.table.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -51,12 +51,12 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
 
     def config(folder: Path, **changes: object) -> None:
         file = folder / "config.json"
-        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
     def tokenizer_config(folder: Path, *gone: str) -> None:
         file = folder / "tokenizer_config.json"
-        kept = {key: value for key, value in json.loads(file.read_text()).items() if key not in gone}
-        file.write_text(json.dumps(kept))
+        kept = {key: value for key, value in json.loads(file.read_text(encoding="utf-8")).items() if key not in gone}
+        file.write_text(json.dumps(kept), encoding="utf-8")
         for name in ("chat_template.jinja", "special_tokens_map.json") if "chat_template" in gone else ():
             (folder / name).unlink(missing_ok=True)
 
@@ -71,9 +71,13 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
             file = folder / name
             if file.exists():  # Qwen's own tokenizer class would bring its tokens along
-                text = file.read_text().replace("<|im_end|>", "<|stop|>").replace("<|endoftext|>", "<|over|>")
+                text = (
+                    file.read_text(encoding="utf-8")
+                    .replace("<|im_end|>", "<|stop|>")
+                    .replace("<|endoftext|>", "<|over|>")
+                )
                 text = text.replace("Qwen2Tokenizer", "PreTrainedTokenizerFast")
-                file.write_text(text)
+                file.write_text(text, encoding="utf-8")
         config(folder, eos_token_id=None)
 
     # models
@@ -144,7 +148,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     auto = train(f"hydra.run.dir={run}", "resume=auto", "algo.beta=0.5")
     yield Case("resume=auto with another config", auto, "algo.beta: 0.03 -> 0.5")
     yield Case("resume of nothing", ["train", f"resume={home / 'nothing'}"], "no run is there")
-    with (run / ".lock").open("a") as held:
+    with (run / ".lock").open("a", encoding="utf-8") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield Case("a run folder at which another process works", ["train", f"resume={run}", "steps=2"], "is at work")
     yield Case("a run folder that cannot be written", train("hydra.run.dir=/proc/run"), "cannot be written")
@@ -155,7 +159,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
         "batches of no jobs", ["sweep", "seed=0,1", "hydra.sweeper.max_batch_size=-1"], "max_batch_size=-1: jobs"
     )
     yield Case("a cache that cannot be written", train("cache_dir=/proc/cache", "seed=5"), "cannot be written")
-    (home / "file").write_text("")
+    (home / "file").write_text("", encoding="utf-8")
     yield Case("a run folder under a file", train(f"hydra.run.dir={home / 'file' / 'run'}"), "cannot be written")
     [checkpoint] = (run / "checkpoints").glob("step_*")
     cut(checkpoint / "actor")
@@ -164,7 +168,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     )
     yield Case("eval of nothing", ["eval", "checkpoint=nowhere"], "no run is there")
     (home / "half").mkdir()
-    (home / "half" / "config.yaml").write_text("seed: [")
+    (home / "half" / "config.yaml").write_text("seed: [", encoding="utf-8")
     yield Case("a saved config that is half", ["train", f"resume={home / 'half'}"], "cannot be read")
 
     # keys

@@ -57,7 +57,7 @@ def main() -> None:
         rows = [] if given.speed else [row(kind, work, given.quick) for kind in given.kinds]
         speeds = [] if given.quick or (given.kinds != list(KINDS) and not given.speed) else speed(work)
     if rows and given.kinds == list(KINDS):
-        given.out.write_text(page(rows, speeds))
+        given.out.write_text(page(rows, speeds), encoding="utf-8")
 
 
 FOUR = {

@@ -98,7 +98,7 @@ def main() -> None:
         save(chart, arguments.out)
     text = account(runs, arguments.threshold)
     if arguments.table:
-        arguments.table.write_text(text)
+        arguments.table.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -35,7 +35,11 @@ def start(folder: Path, overrides: list[str]) -> int:
     if pid:
         return pid
     code = 70
-    with (folder.with_suffix(".log")).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+    with (
+        (folder.with_suffix(".log")).open("a", buffering=1, encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
         from rlhf_cli.cli import dispatch
 
         code = dispatch(["train", *DEFAULTS, *overrides, f"hydra.run.dir={folder}", "resume=auto"])
@@ -44,9 +48,9 @@ def start(folder: Path, overrides: list[str]) -> int:
 
 def record(folder: Path) -> tuple[list[dict], str]:
     """(metrics without times, samples) of a run."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = [{k: v for k, v in row.items() if not k.startswith(NOT_COMPARED)} for row in rows]
-    return kept, (folder / "samples.jsonl").read_text()
+    return kept, (folder / "samples.jsonl").read_text(encoding="utf-8")
 
 
 def unaligned(model: Path, to: Path) -> Path:
@@ -162,7 +166,7 @@ def main() -> int:
         tried.update(hits)
         survived.update(hits if same else [])
         torn += len(harmed)
-        log = folder.with_suffix(".log").read_text()
+        log = folder.with_suffix(".log").read_text(encoding="utf-8")
         recognised += sum(f"{name} is torn or incomplete" in log for name in harmed)
         verdict = "the same" if same else f"DIFFERENT, exit code {code}, see {folder}.log"
         print(f"{folder.name}: {len(hits)} kills, {len(harmed)} checkpoints damaged, end {verdict}", flush=True)

@@ -59,20 +59,22 @@ def make_actor(folder: Path, texts: list[str]) -> None:
 def make(home: Path) -> None:
     """Actor, reviews, run/ and step_2.json in `home`, which is the working directory."""
     reviews = [" ".join(review.text.split()[:9]) for review in generate_reviews(120, seed=0)]
-    (home / "reviews.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in reviews))
+    (home / "reviews.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in reviews), encoding="utf-8"
+    )
     make_actor(home / "actor", reviews)
     for folder, steps in (("whole", 2), ("run", 1)):
         code = dispatch(["train", *OPTIONS, f"steps={steps}", f"hydra.run.dir={folder}", "hydra.output_subdir=null"])
         assert code == 0
     row = read_jsonl(home / "whole" / "metrics.jsonl")[2]
     metrics = {key: value for key, value in row.items() if not key.startswith(("time/", "throughput/", "memory/"))}
-    (home / "step_2.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    (home / "step_2.json").write_text(json.dumps(metrics, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(home / "whole")
     shutil.rmtree(home / "cache")
     for name in OF_THIS_MACHINE:
         (home / "run" / name).unlink(missing_ok=True)
-    status = json.loads((home / "run" / "status.json").read_text()) | {"host": "elsewhere", "pid": 1}
-    (home / "run" / "status.json").write_text(json.dumps(status, indent=1) + "\n")
+    status = json.loads((home / "run" / "status.json").read_text(encoding="utf-8")) | {"host": "elsewhere", "pid": 1}
+    (home / "run" / "status.json").write_text(json.dumps(status, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ BLUE = "#1f4e79"
 
 
 def rows_of(run: Path) -> list[dict]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if "val/score" in row]
 
 

@@ -32,6 +32,12 @@ def refused(source: Path | str) -> str:
     return str(caught.value)
 
 
+def test_labels_that_a_table_wrote_as_floats_and_long_texts_are_taken(tmp_path):
+    file = tmp_path / "r.csv"
+    file.write_text(f"text,label\n{'x' * 140_000},1.0\nfine,0.0\nso,\n", encoding="utf-8")
+    assert [r.label for r in load_reviews(str(file))] == ["positive", "negative", None]
+
+
 def test_clean_keeps_punctuation():
     assert clean(" One.<br /><br/>Two,\n\t three?<BR>") == "One. Two, three?<BR>"
     assert clean("<br />  ") == ""
@@ -122,7 +128,14 @@ def test_limit_is_a_seeded_draw_that_keeps_passages_of_a_review_together(tmp_pat
         ("r.csv", b"text\nx\ncaf\xe9\n", ["row 3", "not UTF-8"]),
         ("r.jsonl", b'{"text": "x", "label": 7}\n', ["row 1", "label 7", "0, 1, negative, neutral, positive"]),
         ("r.jsonl", b'{"text": "x"}\n{"text": \n', ["row 2", "not JSON"]),
-        ("r.csv", b"text\n" + b"x" * 200_000 + b"\n", ["row 2", "not CSV"]),
+        (
+            "r.csv",
+            b'text,label\nfine,1\n"open,0\nbad,1\n',
+            ["from line 3 on", "not CSV", "a quote inside a text is doubled"],
+        ),
+        ("r.csv", b'text,label\n"open,0\nbad,1\nworse",0\n', ["row 2 (line 2)", "a quote is missing or too many"]),
+        ("r.csv", b"text,label\nlong, dull,0\n", ["row 2", "more cells than the header"]),
+        ("r.jsonl", b'{"text": "half \\ud83d"}\n', ["row 1", "half a character"]),
         ("r.jsonl.gz", b"not gzip", ["r.jsonl.gz cannot be read"]),
         ("r.jsonl.gz", gzip.compress(b"x" * 1000, mtime=0)[:15], ["r.jsonl.gz cannot be read"]),
         ("r.parquet", b"not parquet", ["r.parquet cannot be read as parquet"]),

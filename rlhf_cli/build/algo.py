@@ -17,7 +17,7 @@ def algorithm(config: Config) -> Algorithm:
     named = {f.name: getattr(algo, f.name) for f in fields(Algorithm) if f.name not in BUILT}
     return Algorithm(
         **named,
-        surrogate=function_named(algo.loss, "algo.loss") if algo.loss else algo.surrogate,
+        surrogate=function_named(algo.loss, "algo.loss", arguments=4) if algo.loss else algo.surrogate,
         beta=_beta(algo),
         beta_old=_beta_old(algo),
         trust_region=_trust_region(algo),

@@ -105,7 +105,7 @@ def make_experiment(
         if model is not None and config.optim.gradient_checkpointing:
             checkpoint_activations(model)
     generation = how_to_generate(config, actor, tokenizer)
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user, config.prompt.escape)
     if template.fitted(tokenizer) is not template:
         notify("the chat template has no system role: prompt.system stands at the start of the user turn")
     train = PromptSet.make(rows["train"], template, tokenizer, pad_id=generation.pad_id)
@@ -190,7 +190,8 @@ def how_to_generate(config: Config, actor: Any, tokenizer: Any) -> Generation:
 
 def warn_of_bf16(where: Compute, notify: Callable[[str], None]) -> None:
     """A line where bfloat16 was asked for on a CPU whose products are slower in it."""
-    if where.device.type == "cpu" and where.dtype == torch.bfloat16 and (slower := bf16_slowdown(where.device)) > 1:
+    lowered_here = where.device.type == "cpu" and where.dtype == torch.bfloat16
+    if lowered_here and (slower := bf16_slowdown(rounding=True)) > 1:
         notify(f"precision=bf16: products take {slower:.1f} times as long as in fp32 on this CPU: try precision=fp32")
 
 

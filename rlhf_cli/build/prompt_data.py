@@ -7,6 +7,7 @@ from rlhf_cli.build.paths import classifier_path, kept_in
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_labels
+from rlhf_cli.data.prompts import CONTROL
 from rlhf_cli.data.reviews import Sentiment
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.load import context_length
@@ -29,7 +30,11 @@ def pretraining(config: Config, tokenizer: Any, tested: set[str]) -> Pretraining
     unseen = [r.text for r in reviews if source != config.data.source or r.id not in tested]
     made = Pretraining.make(unseen, tokenizer, weight=algo.ptx, batch_size=algo.ptx_batch_size, seed=config.seed)
     if not made.held_out:
-        raise UserError(f"algo.ptx_source={source}: the pretraining mix needs two texts at least, it has {len(unseen)}")
+        usable = len(made.texts) + len(made.held_out)
+        raise UserError(
+            f"algo.ptx_source={source}: the pretraining mix needs two texts of two tokens at least; of {len(unseen)} "
+            f"texts that no test prompt comes from, {usable} have them"
+        )
     return made
 
 
@@ -51,10 +56,11 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
         return judge.labels(texts)
 
     with kept_in(config.cache_dir) as cache:
-        return load_prefixes(
+        found = load_prefixes(
             data.source,
             min_words=data.min_words,
             max_words=data.max_words,
+            unit=data.unit,
             train=data.train,
             test=data.test,
             seed=data.seed,
@@ -62,6 +68,16 @@ def prefixes(config: Config, where: Compute, notify: Callable[[str], None]) -> A
             label=label,
             cache_dir=cache,
         )
+    say_control(found, config.prompt.escape, notify)
+    return found
+
+
+def say_control(found: Any, escaped: bool, notify: Callable[[str], None]) -> None:
+    """A line where prefixes hold what a tokenizer takes for control tokens."""
+    held = [match[0] for rows in found.values() for row in rows["prefix"] if (match := CONTROL.search(row))]
+    if held:
+        read = "text (prompt.escape=true)" if escaped else "control tokens; as text: prompt.escape=true"
+        notify(f"{len(held)} prefixes hold special tokens such as {held[0]}, which are read as {read}")
 
 
 def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:

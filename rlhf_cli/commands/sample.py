@@ -42,7 +42,7 @@ def typed_prompts(config: Any, tokenizer: Any, pad_id: int, *, each: int = 1) ->
     """The prompts of the review starts that were typed, or of four examples, `each` so many times."""
     from rlhf_cli.data.prompts import PromptSet, Template
 
-    template = Template(config.prompt.name, config.prompt.system, config.prompt.user)
+    template = Template(config.prompt.name, config.prompt.system, config.prompt.user, config.prompt.escape)
     typed = [{"prefix": prefix, "class": "typed"} for prefix in config.prefixes or DEFAULT for _ in range(each)]
     return PromptSet.make(typed, template, tokenizer, pad_id=pad_id)
 

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     _check_experiments(overrides, [CONF, *([Path(config_dir)] if config_dir else [])])
     if not multirun:
         return plan_jobs(command, [overrides], engine)
+    if several := _several_experiments(overrides):
+        plans = [plan(command, each, multirun=True, config_dir=config_dir) for each in several]
+        jobs = [job for one in plans for job in one.jobs]
+        return replace(plans[0], jobs=jobs, overrides=[typed for one in plans for typed in one.overrides])
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(overrides)
     engine += [str(o.input_line) for o in parsed if o.is_hydra_override()]
@@ -106,12 +110,24 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     return plan_jobs(command, jobs, engine)
 
 
+def _several_experiments(overrides: list[str]) -> list[list[str]]:
+    """The command line once for each experiment where it names several: each brings a sweep of its own."""
+    at = [i for i, o in enumerate(overrides) if o.startswith("experiment=") and "," in o and "(" not in o]
+    if not at:
+        return []
+    names = overrides[at[-1]].partition("=")[2].split(",")
+    return [[*overrides[: at[-1]], f"experiment={name.strip()}", *overrides[at[-1] + 1 :]] for name in names]
+
+
 def _check_experiments(overrides: list[str], places: list[Path]) -> None:
     """Hydra takes an optional group's option that does not exist for none; we do not."""
     typed = [o.partition("=")[2] for o in overrides if o.startswith("experiment=")]
-    if not typed or any("hydra.searchpath" in o for o in overrides):
-        return
-    known = sorted({file.stem for place in places for file in (place / "experiment").glob("*.yaml")})
+    if not typed or "(" in typed[-1] or any("hydra.searchpath" in o for o in overrides):
+        return  # glob(…) and choice(…) are Hydra's to read
+    homes = [place / "experiment" for place in places]
+    known = sorted(
+        {str(f.relative_to(home).with_suffix("")).replace("\\", "/") for home in homes for f in home.rglob("*.yaml")}
+    )
     for name in typed[-1].split(","):
         if name.strip("'\" ") not in (*known, "null"):
             near = get_close_matches(name, known, n=1)
@@ -230,8 +246,14 @@ def _gone_on(run: Path, values: dict[str, Any], overrides: list[str], *, aloud: 
         )
     took = {key: value for key, value in flat(marks(Config)).items() if flat(old).get(key, ...) == value}
     kept = filled | _without(took, typed)
-    values = nested(_without(values, set(kept)) | kept)
+    values = nested(_as_saved(old, flat(nested(_without(values, set(kept)) | kept))))
     return values if values["resume"] == "auto" else _resumed(old, values, overrides)
+
+
+def _as_saved(saved: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Of flat values, paths in the spelling of the saved config: older releases saved relative ones."""
+    before, meant = flat(saved), flat(absolute(saved))
+    return {key: before[key] if key in before and meant.get(key) == v else v for key, v in values.items()}
 
 
 def _without(values: dict[str, Any], prefixes: set[str]) -> dict[str, Any]:
@@ -242,7 +264,7 @@ def _meaning(key: str, values: dict[str, Any]) -> str:
     """What the comment in the chosen file of a group says of a key, in parentheses; nothing where there is none."""
     group, _, name = key.partition(".")
     path = CONF / group / f"{values[group].get('name')}.yaml" if name else CONF
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     comments = (line.partition("#")[2].strip() for line in lines if line.startswith(f"{name}:"))
     return "".join(f" ({comment})" for comment in comments if comment)
 
@@ -308,7 +330,7 @@ def changed(saved: dict[str, Any], config: Section) -> dict[str, tuple[Any, Any]
 
 
 def _resumed(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    merged = _onto(saved, values, overrides)
+    merged = nested(_as_saved(saved, flat(_onto(saved, values, overrides))))
     differences = difference(saved, merged)
     if differences:
         listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())

@@ -21,12 +21,12 @@ def explained(text: str, command: str) -> str:
     files = [CONF / f"{command.replace('-', '_')}.yaml", CONF / "train.yaml"]
     known: dict[str, str] = {}
     for file in files:
-        known = comments(file.read_text()) | known
+        known = comments(file.read_text(encoding="utf-8")) | known
     lines = [(path, line) for path, _, line in _keys(keys)]
     # which option of each group it is: its name, or its value where it is only that (scale)
     chosen = {path.removesuffix(".name"): line.split()[-1] for path, line in lines if line.strip()}
     for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
-        said = {file.stem: _in(group.name, file.read_text()) for file in sorted(group.glob("*.yaml"))}
+        said = {file.stem: _in(group.name, file.read_text(encoding="utf-8")) for file in sorted(group.glob("*.yaml"))}
         # the chosen option's own words first, then those of the option that says most
         order = sorted(said, key=lambda option: (option != chosen.get(group.name), -len(said[option])))
         for option in order:

@@ -18,7 +18,7 @@ def check_writable(folder: str, key: str) -> None:
         if not place.is_dir():
             raise NotADirectoryError(None, f"{place} is a file")
         with tempfile.TemporaryDirectory(prefix=".rlhf_", dir=place) as inside:
-            (Path(inside) / "x").write_text("x")
+            (Path(inside) / "x").write_text("x", encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written ({error.strerror}): choose another {key}=") from None
 

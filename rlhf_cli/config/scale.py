@@ -17,7 +17,7 @@ def _torch_has_cuda() -> bool:
     if spec is None or spec.origin is None:
         return False
     version = Path(spec.origin).parent / "version.py"
-    return version.exists() and "cuda: Optional[str] = '" in version.read_text().replace('"', "'")
+    return version.exists() and "cuda: Optional[str] = '" in version.read_text(encoding="utf-8").replace('"', "'")
 
 
 def _gpus() -> int:

@@ -110,6 +110,7 @@ class Data(Section):
     source: str
     min_words: int = Count
     max_words: int = Count
+    unit: Annotated[Literal["word", "character"], Before("word")] = "word"
     train: int = Field(ge=3, multiple_of=3)
     test: int = Field(ge=3, multiple_of=3)
     labeler: str
@@ -133,6 +134,7 @@ class Prompt(Section):
     name: Literal["chat", "plain"]
     system: str | None
     user: str
+    escape: Annotated[bool, Before(False)] = False
 
     @model_validator(mode="after")
     def _has_prefix(self) -> Self:
@@ -143,7 +145,7 @@ class Prompt(Section):
 
 class Rollout(Section):
     batch_size: int = Count
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=1e-3)
     max_response_length: int = Count
     micro_batch_size: int = Count
     cuda_graphs: Annotated[bool, Before(False)]

@@ -23,18 +23,21 @@ VERSION = 2
 Label = Callable[[list[str]], list[Sentiment]]
 
 
-def cut(reviews: list[Review], *, min_words: int, max_words: int, seed: int) -> list[dict[str, Any]]:
-    """The first n words of each review, n drawn from (seed, review id) so that some of the review is left over.
+def cut(
+    reviews: list[Review], *, min_words: int, max_words: int, seed: int, unit: str = "word"
+) -> list[dict[str, Any]]:
+    """The first n words (or characters, by `unit`) of each review, n drawn from (seed, review id) so that some of the
+    review is left over.
 
     Reviews of `min_words` or fewer are left out, and so is a prefix seen before (in any case).
     """
     rows, seen = [], set()
     for review in reviews:
-        words = review.text.split()
+        words = review.text.split() if unit == "word" else list(review.text)
         if len(words) <= min_words:
             continue
         count = random.Random(f"{seed}/{review.id}").randint(min_words, min(max_words, len(words) - 1))
-        prefix = " ".join(words[:count])
+        prefix = (" " if unit == "word" else "").join(words[:count]).strip()
         if prefix.lower() not in seen:
             seen.add(prefix.lower())
             rows.append({"prefix": prefix, "review": review.id, "words": count})
@@ -50,12 +53,14 @@ def build_prefixes(
     test: int,
     label: Label,
     seed: int,
+    unit: str = "word",
 ) -> dict[str, list[dict[str, Any]]]:
     """{"train": rows, "test": rows}: 1:1:1 by class, no prefix twice, no review in both, shuffled."""
     for name, number in (("train", train), ("test", test)):
         if number < 3 or number % 3:
             raise UserError(f"data.{name}={number}: a third of it is of each class, so give 3 or a multiple of 3")
-    rows = cut(reviews, min_words=min_words, max_words=max_words, seed=seed)
+    rows = cut(reviews, min_words=min_words, max_words=max_words, seed=seed, unit=unit)
+    _check_words(reviews, rows, min_words, unit)
     classes = label([row["prefix"] for row in rows])
     for row, name in zip(rows, classes, strict=True):
         row["class"] = name
@@ -90,6 +95,17 @@ def _review_by_review(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: first[row["review"]])
 
 
+def _check_words(reviews: list[Review], rows: list[dict[str, Any]], min_words: int, unit: str) -> None:
+    """Raise UserError for texts of a script without spaces, of which nothing could be cut."""
+    solid = sum(len(review.text) > 4 * min_words >= 4 * len(review.text.split()) for review in reviews)
+    if unit == "word" and solid > len(reviews) / 2 and len(rows) < len(reviews) / 2:
+        raise UserError(
+            f"{solid} of {len(reviews)} texts have {min_words} words or fewer and are long: words are split at "
+            "white space, which their script has not. Cut by characters: data.unit=character (data.min_words and "
+            "data.max_words count them then)"
+        )
+
+
 def _check_enough(
     rows: list[dict[str, Any]], splits: dict[str, list[dict[str, Any]]], *, train: int, test: int
 ) -> None:
@@ -119,9 +135,11 @@ def load_prefixes(
     labeler: str,
     label: Label,
     cache_dir: Path,
+    unit: str = "word",
 ) -> "DatasetDict":
     """A `datasets.DatasetDict`, cached under a fingerprint of all that shaped it. `label` runs on a miss only."""
     shaped_by = [VERSION, identity(source), min_words, max_words, train, test, seed, labeler]
+    shaped_by += [unit] if unit != "word" else []
     fingerprint = hashlib.sha256(json.dumps(shaped_by).encode()).hexdigest()[:16]
     folder = cache_dir / "prefixes" / fingerprint
     from datasets import Dataset, DatasetDict, disable_progress_bars
@@ -135,6 +153,7 @@ def load_prefixes(
         load_reviews(source, seed=0),
         min_words=min_words,
         max_words=max_words,
+        unit=unit,
         train=train,
         test=test,
         label=label,

@@ -1,5 +1,6 @@
 """From prefixes to tokenised prompts: templates and batches."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +18,24 @@ class Template:
     name: str
     system: str | None
     user: str
+    escape: bool = False
+    """Special tokens in a prefix are read as text."""
 
     def ids(self, tokenizer: Any, prefix: str) -> list[int]:
+        if self.escape and CONTROL.search(prefix):
+            return self._escaped(tokenizer, prefix)
         text = self.user.replace("{prefix}", prefix)
         if self.name == "plain":
             return with_bos(tokenizer, text)
         return list(tokenizer(self._rendered(tokenizer, text), add_special_tokens=False)["input_ids"])
+
+    def _escaped(self, tokenizer: Any, prefix: str) -> list[int]:
+        """The prefix by itself, split where its special tokens are, between what stands around it."""
+        text = self.user.replace("{prefix}", MARK)
+        before, after = (text if self.name == "plain" else self._rendered(tokenizer, text)).split(MARK)
+        told = list(tokenizer(prefix, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        start = with_bos(tokenizer, before) if self.name == "plain" else _bare(tokenizer, before)
+        return start + told + _bare(tokenizer, after)
 
     def fitted(self, tokenizer: Any) -> "Template":
         """This template, or one with the system text in the user turn where the tokenizer's chat template has no
@@ -44,6 +57,16 @@ class Template:
         if self.system is not None:
             messages.insert(0, {"role": "system", "content": self.system})
         return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+
+CONTROL = re.compile(r"<\|[\w ]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|unk|start_of_turn|end_of_turn)>")
+"""What tokenizers of chat models take for control tokens."""
+MARK = "\ue000"
+"""Of the place of the prefix: a character that nobody uses."""
+
+
+def _bare(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
 
 def with_bos(tokenizer: Any, text: str) -> list[int]:

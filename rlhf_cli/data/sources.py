@@ -7,6 +7,7 @@ import io
 import json
 import random
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ ACL_IMDB: dict[tuple[str, str], Sentiment] = {
     ("test", "pos"): "positive",
 }
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
+
+
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
+"""A surrogate without its other half: JSON can write it, UTF-8 cannot."""
 
 
 def clean(text: str) -> str:
@@ -129,6 +134,10 @@ def _file(path: Path) -> Iterator[Review]:
             raise UserError(f"{where}: the text is a {type(text).__name__}, not a string")
         if not text or not clean(text):
             raise UserError(f"{where}: the text is empty")
+        if half := HALF_A_CHARACTER.search(text):
+            raise UserError(
+                f"{where}: the text holds half a character ({half[0]!r}): write both halves, or leave it out"
+            )
         name = row.get("review")
         yield Review(
             f"{path.name}:{number}" if name in (None, "") else str(name), clean(text), _label(row.get("label"), where)
@@ -150,16 +159,39 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, row {number}: not JSON ({error})") from None
 
 
 def _csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    csv.field_size_limit(sys.maxsize)  # its own limit is a review of 131,072 characters
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    line = 1
     try:
-        yield from enumerate(reader, 2)
+        for number, row in enumerate(reader, 2):
+            _one_row(row, f"{path}, row {number} (line {line + 1})")
+            line = reader.line_num
+            yield number, row
     except csv.Error as error:
-        raise UserError(f"{path}, row {reader.line_num + 1}: not CSV ({error})") from None
+        raise UserError(
+            f"{path}, from line {line + 1} on: not CSV ({error}; a quote inside a text is doubled)"
+        ) from None
+
+
+def _one_row(row: dict[Any, Any], where: str) -> None:
+    """Raise UserError where a row has more cells than the header, or where a stray quote has swallowed lines: whole
+    rows stand in a text then."""
+    if None in row:
+        raise UserError(f"{where}: more cells than the header has names (a text with a comma stands in quotes)")
+    cells = [cell for cell in row.values() if cell]
+    inside = next((cell for cell in cells if len(row) > 1 and any(map(_ends_in_a_label, cell.split("\n")[:-1]))), None)
+    if inside is not None:
+        raise UserError(f"{where}: a text holds line ends and whole rows: a quote is missing or too many there")
+
+
+def _ends_in_a_label(line: str) -> bool:
+    cell = line.rpartition(",")[2].strip('" ').lower().removesuffix(".0") if "," in line else "?"
+    return cell in ("", "0", "1", *SENTIMENTS)
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:
@@ -191,9 +223,8 @@ def _label(value: Any, where: str) -> Sentiment | None:
     if value is None or value == "" or value != value:  # pandas writes a missing label as NaN
         return None
     names: dict[str, Sentiment] = {name: name for name in SENTIMENTS} | {"0": "negative", "1": "positive"}
-    if isinstance(value, float) and value.is_integer():  # and the others of that column as 0.0 and 1.0
-        value = int(value)
     name = str(value).strip().lower()
+    name = name.removesuffix(".0")  # and the others of that column as 0.0 and 1.0
     if name not in names:
         raise UserError(f"{where}: label {value!r} is unknown (allowed: 0, 1, {', '.join(SENTIMENTS)}, or none)")
     return names[name]

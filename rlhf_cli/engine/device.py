@@ -9,6 +9,7 @@ import torch
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.engine import processes as distributed
+from rlhf_cli.engine.casts import factors_in
 
 
 @dataclass(frozen=True)
@@ -44,18 +45,23 @@ SIDE = 512
 """Of the matrices whose product is timed."""
 
 
-def bf16_slowdown(device: torch.device) -> float:
-    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU: fastest of three."""
+def bf16_slowdown(*, rounding: bool) -> float:
+    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU: fastest of three.
 
-    def fastest(dtype: torch.dtype) -> float:
-        a, times = torch.ones(SIDE, SIDE, dtype=dtype, device=device), []
-        for _ in range(4):  # the first one makes the program
-            start = time.perf_counter()
-            torch.mm(a, a)
-            times.append(time.perf_counter() - start)
+    `rounding`: of float32 matrices that the product rounds, as `precision=bf16` has it; else of bfloat16 ones.
+    """
+
+    def fastest(dtype: torch.dtype, factors: torch.dtype) -> float:
+        a, times = torch.ones(SIDE, SIDE, dtype=dtype), []
+        with factors_in(factors):
+            for _ in range(4):  # the first one makes the program
+                start = time.perf_counter()
+                torch.mm(a, a)
+                times.append(time.perf_counter() - start)
         return min(times[1:])
 
-    return fastest(torch.bfloat16) / fastest(torch.float32)
+    lowered = torch.float32 if rounding else torch.bfloat16
+    return fastest(lowered, torch.bfloat16) / fastest(torch.float32, torch.float32)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

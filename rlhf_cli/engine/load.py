@@ -311,6 +311,6 @@ def own_memory(model: torch.nn.Module) -> torch.nn.Module:
 def architecture(path: str) -> str:
     """What a folder's config.json calls its model, for tables."""
     try:
-        return str(json.loads((Path(path) / "config.json").read_text())["architectures"][0])
+        return str(json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))["architectures"][0])
     except (OSError, ValueError, KeyError, IndexError):
         return "?"

@@ -95,7 +95,7 @@ def saved_head(folder: str | Path) -> Path | None:
         return folder / FILE
     index, found = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        names = json.loads(index.read_text())["weight_map"]
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         found = folder / names.get("score.bias", "none")
     if not found.is_file():
         return None

@@ -15,7 +15,7 @@ def show(console: Any, rows: list[tuple[str, str]]) -> None:
     for name, folder in rows:
         with safe_open(Path(folder) / "model.safetensors", "pt") as file:
             count = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118
-        quality = json.loads((Path(folder) / "quality.json").read_text())
+        quality = json.loads((Path(folder) / "quality.json").read_text(encoding="utf-8"))
         told = "\n".join(f"{key} {value:.3g}" for key, value in quality.items())
         table.add_row(name, f"{count / 1e6:.2f} M", told)
     console.print(table)

@@ -62,9 +62,9 @@ class Continual:
         """Beside the checkpoint's other parts, so that a resumed run goes on with the same reward model."""
         self.reward.save(folder / "reward_model", mean=self.reward.mean, std=self.reward.std)
         kept = {"fresh": [asdict(g) for g in self.fresh], "replay": [asdict(g) for g in self.replay]}
-        (folder / FILE).write_text(json.dumps(kept))
+        (folder / FILE).write_text(json.dumps(kept), encoding="utf-8")
 
     def restore(self, folder: Path) -> None:
-        kept = json.loads((folder / FILE).read_text())
+        kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
         self.fresh = [RankedGroup(**row) for row in kept["fresh"]]
         self.replay = [RankedGroup(**row) for row in kept["replay"]]

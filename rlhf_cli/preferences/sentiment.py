@@ -153,7 +153,7 @@ def train(start: str, texts: Material, recipe: Recipe, *, device: torch.device, 
         seed=seed,
         limit=limit,
         weights=torch.tensor([given.get(name, 1.0) for name in classes], device=device) if given else None,
-        bf16=device.type == "cuda" or bf16_slowdown(device) < WORTH_IT,
+        bf16=device.type == "cuda" or bf16_slowdown(rounding=False) < WORTH_IT,
     )
     model.load_state_dict(best.weights)
     seconds = time.monotonic() - begun

@@ -43,7 +43,11 @@ class LearnedReward:
         self.limit = position_limit(self.model, self.tokenizer)
         self.truncated = 0
         scale = Path(path) / SCALE_FILE
-        values = json.loads(scale.read_text()) if scale.exists() and not new_head else {"mean": 0.0, "std": 1.0}
+        values = (
+            json.loads(scale.read_text(encoding="utf-8"))
+            if scale.exists() and not new_head
+            else {"mean": 0.0, "std": 1.0}
+        )
         self.mean, self.std = float(values["mean"]), float(values["std"])
 
     def rewards(self, texts: list[str]) -> Float[Tensor, " N"]:
@@ -65,4 +69,4 @@ class LearnedReward:
         """A plain Hugging Face folder with its own tokenizer, and the scale beside it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / SCALE_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n")
+        (folder / SCALE_FILE).write_text(json.dumps({"mean": mean, "std": std}) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """From responses to rewards: the score of a reward model minus penalties, each part by itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,16 @@ class Scorer:
         return torch.stack(list(parts.values())).mean(0), named
 
 
+def _numbers(given: Any) -> list[float]:
+    """Of a sequence, an array or a tensor of one dimension. A dict would be read by its keys, a text digit by digit and
+    a set in any order. Raises TypeError or ValueError."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise TypeError(f"a {type(given).__name__} is no list")
+    return [float(value) for value in given]
+
+
 def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> Float[Tensor, " B"]:
     """One score a text from the sources': their weighted sum or mean, or the least of them."""
     if how == "min":
@@ -139,7 +149,7 @@ def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> 
 
 def python_score(dotted: str) -> Score:
     """`module:function` with function(prompts, responses) -> list of floats."""
-    function = function_named(dotted, "reward.fn")
+    function = function_named(dotted, "reward.fn", arguments=2)
 
     def score(texts: Texts) -> Tensor:
         try:
@@ -149,10 +159,13 @@ def python_score(dotted: str) -> Score:
                 f"reward.fn={dotted} called sys.exit({error.code}); to stop a run, raise an error"
             ) from error
         try:
-            values = [float(v) for v in given]
+            values = _numbers(given)
         except (TypeError, ValueError) as error:
             shown = repr(given)[:80]
-            raise RunFailed(f"reward.fn={dotted} must give one number a response; it gave {shown} ({error})") from error
+            raise RunFailed(
+                f"reward.fn={dotted} must give one number a response; it gave {shown} ({error}; wanted is a list, an "
+                "array or a tensor)"
+            ) from error
         if len(values) != len(texts.responses):
             raise RunFailed(f"reward.fn={dotted} gave {len(values)} scores for {len(texts.responses)} responses")
         return torch.tensor(values)

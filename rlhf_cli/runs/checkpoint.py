@@ -41,7 +41,7 @@ def save_checkpoint(run: Path, step: int, experiment: Experiment, extra: dict[st
     try:
         _write(temporary, experiment, weights)
         torch.save(trainer, temporary / "trainer.pt")
-        (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
+        (temporary / "state.json").write_text(json.dumps({"step": step, **extra}), encoding="utf-8")
         _seal(temporary)
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -148,7 +148,7 @@ def disk_full(error: BaseException | None) -> bool:
 def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there, with its size and hash."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest) and all(_identity(folder / name) == known for name, known in manifest.items())
     except (OSError, ValueError, AttributeError):  # not JSON, or JSON that is no table
         return False
@@ -196,7 +196,7 @@ def load_trainer(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"{folder / 'trainer.pt'} is no trainer state of plain tensors: {first}") from error
-    return trainer, json.loads((folder / "state.json").read_text())
+    return trainer, json.loads((folder / "state.json").read_text(encoding="utf-8"))
 
 
 def _identity(path: Path) -> list[Any]:

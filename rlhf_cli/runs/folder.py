@@ -77,7 +77,7 @@ def recorded(folder: Path) -> Iterator[None]:
             print(f"rlhf: {harmless(str(error))}", file=sys.stderr, flush=True)
             mark_reported(error)
         elif not isinstance(error, UserError) and not reported(error):
-            (folder / "error.log").write_text(traceback.format_exc())
+            (folder / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             traceback.print_exc()
             mark_reported(error)
         raise error from (None if error is failure else failure)
@@ -153,7 +153,7 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     """Every metric's last value in a run's metrics.jsonl."""
     latest: dict[str, Any] = {}
     path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             latest |= json.loads(line)
         except ValueError:

@@ -63,7 +63,9 @@ def dump(fault: NonFinite, experiment: Experiment, config: Config, step: int, fo
     if rewards:
         tensors["rewards"] = rewards.reward.detach().cpu().contiguous()
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, str(folder / "batch.safetensors"))
-    (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(config.model_dump(by_alias=True), sort_keys=False), encoding="utf-8"
+    )
     if texts := rollouts.texts if rollouts else known.get("texts"):
         with (folder / "texts.jsonl").open("w", encoding="utf-8") as file:
             for row, (prompt, response) in enumerate(zip(texts.prompts, texts.responses, strict=True)):
@@ -78,7 +80,7 @@ def dump(fault: NonFinite, experiment: Experiment, config: Config, step: int, fo
         "random numbers": {"seed": config.seed, "step": step, "note": "every draw is a function of these two"},
         "weights that are not finite": {"actor": not_finite(actor), "critic": not_finite(critic)},
     }
-    (folder / "reason.json").write_text(json.dumps(reason, indent=1) + "\n")
+    (folder / "reason.json").write_text(json.dumps(reason, indent=1) + "\n", encoding="utf-8")
 
 
 def not_finite(model: Any) -> int | None:

@@ -22,7 +22,7 @@ class Interrupted(BaseException):
 def write_atomic(path: Path, text: str) -> None:
     """Whole or not at all: temporary name, fsync, rename."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -51,13 +51,13 @@ def write_status(folder: Path, state: str, *, step: int, steps: int, error: str 
     except OSError:  # a full disk may still have the room that the old one takes
         if state == "running":
             raise
-        (folder / "status.json").write_text(text)
+        (folder / "status.json").write_text(text, encoding="utf-8")
 
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The status, or {} where there is none to read."""
     try:
-        return json.loads((folder / "status.json").read_text())
+        return json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
@@ -88,7 +88,7 @@ def here(status: dict[str, Any]) -> bool:
 
 def _zombie(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z"
     except (OSError, IndexError):
         return False
 

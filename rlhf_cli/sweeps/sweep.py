@@ -120,6 +120,8 @@ def start(plan: Plan, typed: list[str]) -> int:
         again = f"rlhf sweep resume={shell(folder)}"
         raise UserError(f"{folder} already holds a sweep: {again}, or another hydra.sweep.dir=")
     _needs(plan)
+    if len(plan.jobs) > 1 and os.environ.pop("WANDB_RUN_ID", ""):
+        print("WANDB_RUN_ID is set aside: under one id all jobs of a sweep would be one W&B run", flush=True)
     written = record(plan, typed)
     _no_twins(written["jobs"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,7 +164,7 @@ def config_hash(config: dict[str, Any]) -> str:
 def read_record(folder: Path) -> dict[str, Any]:
     """sweep.json; raises UserError where there is none to read."""
     try:
-        found = json.loads((folder / RECORD).read_text())
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         found["jobs"][0]["config_hash"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{folder}: no sweep is there ({RECORD} cannot be read: {error})") from None
@@ -287,7 +289,7 @@ def _make_room(folder: Path, command: str) -> None:
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

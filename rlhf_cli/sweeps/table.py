@@ -63,7 +63,7 @@ def make(folder: Path) -> dict[str, Any]:
 def _jobs(folder: Path) -> tuple[dict[int, list[str]], str | None]:
     """Overrides by job number, and the metric that the sweep is about."""
     try:
-        record = json.loads((folder / "sweep.json").read_text())
+        record = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
         return {job["job"]: job["overrides"] for job in record["jobs"]}, record["shared"].get("objective")
     except (OSError, ValueError, LookupError):
         pass
@@ -86,7 +86,7 @@ def results(folder: Path) -> dict[str, Any]:
     from rlhf_cli.runs.folder import last_metrics
 
     try:
-        return dict(json.loads((folder / "eval.json").read_text())["metrics"])
+        return dict(json.loads((folder / "eval.json").read_text(encoding="utf-8"))["metrics"])
     except (OSError, ValueError, LookupError):
         return last_metrics(folder)
 

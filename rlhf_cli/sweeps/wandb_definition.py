@@ -1,7 +1,10 @@
 """`rlhf sweep wandb …`: the sweep as a definition for W&B's own agents."""
 
+import re
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
@@ -54,9 +57,9 @@ def _between(interval: Any) -> dict[str, Any]:
 
 
 def _plain(text: str) -> Any:
-    """As YAML would read it, so that numbers are numbers."""
-    import yaml
-
+    """As Hydra would read it, so that numbers are numbers."""
+    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
+        return float(text)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -64,14 +67,25 @@ def _plain(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str) else text
 
 
+class _Numbers(yaml.SafeDumper):
+    """1e-05 without a point is a text to every YAML reader."""
+
+
+_Numbers.add_representer(
+    float,
+    lambda dumper, value: dumper.represent_scalar(
+        "tag:yaml.org,2002:float", f"{value!r}" if "." in f"{value!r}" else f"{value!r}".replace("e", ".0e")
+    ),
+)
+
+
 def write(overrides: list[str]) -> int:
     """YAML to standard output, or to the file that `out=` names."""
-    import yaml
-
     out = [word.partition("=")[2] for word in overrides if word.startswith("out=")]
-    text = yaml.safe_dump(definition([w for w in overrides if not w.startswith("out=")]), sort_keys=False)
+    told = definition([w for w in overrides if not w.startswith("out=")])
+    text = yaml.dump(told, Dumper=_Numbers, sort_keys=False)
     if out:
-        Path(out[-1]).expanduser().write_text(text)
+        Path(out[-1]).expanduser().write_text(text, encoding="utf-8")
         print(f"written: {out[-1]}; start it with: wandb sweep {out[-1]}")
     else:
         print(text, end="")

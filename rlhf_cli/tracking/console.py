@@ -1,5 +1,6 @@
 """The run as a person sees it: a live display on a terminal, plain lines in a log file."""
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -39,7 +40,9 @@ class ConsoleTracker:
     def __init__(self, total_steps: int, console: Console | None = None, start_step: int = 0) -> None:
         self._total, self._start = total_steps, start_step
         self._console = console or Console()
-        self._is_live = self._console.is_terminal and not self._console.is_dumb_terminal
+        # FORCE_COLOR makes rich take a log file for a terminal
+        seen = console is not None or sys.stdout.isatty()
+        self._is_live = seen and self._console.is_terminal and not self._console.is_dumb_terminal
         self._live: Live | None = None
         self._durations: deque[float] = deque(maxlen=20)
         self._last_log = time.monotonic()

@@ -112,21 +112,24 @@ class WandbTracker:
         """The W&B run: online if it can be, else offline; None if W&B cannot even write its files."""
         import wandb
 
-        from rlhf_cli.internals.wandb_private import Error
-
-        settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+        options = {key: value for key, value in options.items() if value is not None}
+        try:
+            settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
+        except Exception as error:  # W&B reads its settings from WANDB_… variables, and refuses some
+            self._notify(f"W&B is off: it refuses a WANDB_… variable ({reason(error)}); metrics.jsonl holds everything")
+            return None
         obstacle = None
         if mode == "wandb" and (obstacle := why_offline()) is None:
             try:
                 return wandb.init(mode="online", settings=settings, **options)
-            except (Error, OSError, ValueError) as error:
+            except Exception as error:
                 obstacle = reason(error)
                 wandb.teardown()  # the half-started service would hold on to its failed run
         if obstacle:
             self._notify(f"W&B is offline: {obstacle}; upload later with `wandb sync` from {options['dir']}/wandb")
         try:
             return wandb.init(mode="offline", settings=settings, **options)
-        except (Error, OSError, ValueError) as error:
+        except Exception as error:
             self._notify(f"W&B is off ({reason(error)}); metrics.jsonl holds everything")
             return None
 
@@ -137,8 +140,12 @@ def why_offline() -> str | None:
 
     if (wish := os.environ.get("WANDB_MODE", "online")) not in ("online", "shared"):
         return f"WANDB_MODE={wish}"
-    settings = wandb_private.settings()
-    url = urlsplit(settings.base_url)
+    try:
+        settings = wandb_private.settings()
+        url = urlsplit(settings.base_url)
+        assert url.hostname, "no host in it"
+    except Exception as error:
+        return f"its settings cannot be read ({reason(error)}); see WANDB_BASE_URL and the other WANDB_… variables"
     if not (settings.api_key or settings.identity_token_file or netrc_has(url.netloc)):
         return "no API key (wandb login, or WANDB_API_KEY)"
     if not reachable(settings.base_url):

@@ -33,7 +33,7 @@ class Worker:
         if given.dtype == "bf16":
             environment["ACCELERATE_MIXED_PRECISION"] = "bf16"  # TRL's PPO passes its bf16=True on to nobody
         arguments = [f"--{name}={value}" for name, value in options.items() if value]
-        self.log = open(Path(given.work) / f"{script}.log", "w")  # noqa: SIM115
+        self.log = open(Path(given.work) / f"{script}.log", "w", encoding="utf-8")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / script), *arguments],
             stdin=subprocess.PIPE,
@@ -169,8 +169,8 @@ def main() -> None:
         for algo in given.algos:
             for regime in given.regimes:
                 results.append(measure(given, shape, algo, regime))
-                Path(f"{given.out}.json").write_text(json.dumps(results, indent=1))
-                Path(f"{given.out}.md").write_text(table(results))
+                Path(f"{given.out}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+                Path(f"{given.out}.md").write_text(table(results), encoding="utf-8")
                 print(table(results[-1:]).splitlines()[-1], flush=True)
 
 

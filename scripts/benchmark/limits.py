@@ -83,7 +83,7 @@ def main() -> None:
     from rlhf_cli.training import loop, rollouts
 
     made = worker_rlhf.make_experiment(folder, given.shape, given.algo, given.dtype, 0, [])
-    worker_rlhf.force(json.loads((folder / "work.json").read_text())["lengths"]["fixed"], True)
+    worker_rlhf.force(json.loads((folder / "work.json").read_text(encoding="utf-8"))["lengths"]["fixed"], True)
     forward.KEEP_BYTES = {}  # all forward passes that are counted are the update's own
     seconds: dict[str, list[float]] = {"optimize": [], "sample": []}
 

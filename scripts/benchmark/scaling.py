@@ -86,7 +86,7 @@ def main() -> None:
     given = parser.parse_args()
     results: dict[str, Any] = {}
     if given.plot_only:
-        plot(json.loads(Path(f"{given.out}.json").read_text()), f"{given.out}.png")
+        plot(json.loads(Path(f"{given.out}.json").read_text(encoding="utf-8")), f"{given.out}.png")
         return
     for axis, values in AXES.items():
         found = [cost(given.work, axis, value) for value in values]
@@ -95,7 +95,7 @@ def main() -> None:
         print(
             f"{axis:16} exponent {results[axis]['exponent']:.2f}  " + "  ".join(map("{}: {:.2f}".format, values, cpu))
         )
-    Path(f"{given.out}.json").write_text(json.dumps(results, indent=1))
+    Path(f"{given.out}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     plot(results, f"{given.out}.png")
 
 

@@ -76,7 +76,7 @@ def make(name: str, folder: Path) -> Path:
         "prompts": [[draw.randrange(4, min(words, vocabulary)) for _ in range(PROMPT)] for _ in range(SEQUENCES)],
         "lengths": {"fixed": [RESPONSE] * SEQUENCES, "natural": natural(draw)},
     }
-    (folder / "work.json").write_text(json.dumps(work))
+    (folder / "work.json").write_text(json.dumps(work), encoding="utf-8")
     return folder
 
 

@@ -15,7 +15,7 @@ shapes.SHAPES["tiny"] = shapes.Shape((32, 2, 2, 2, 64, 512), (32, 2, 2, 64, 512)
 
 def resident_mb() -> float:
     """Of this process, now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * 4096 / 2**20
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     folder = shapes.make(given.shape, given.work / given.shape)
 
     made = worker_rlhf.make_experiment(folder, given.shape, given.algo, "fp32", 0, [])
-    lengths = json.loads((folder / "work.json").read_text())["lengths"][given.regime]
+    lengths = json.loads((folder / "work.json").read_text(encoding="utf-8"))["lengths"][given.regime]
     worker_rlhf.force(lengths, given.regime == "fixed")
     every = max(1, given.steps // 10)
     for step in range(1, given.steps + 1):

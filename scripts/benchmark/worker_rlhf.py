@@ -29,7 +29,7 @@ def main() -> None:
     from rlhf_cli.training.clock import clock
 
     made = make_experiment(Path(given.folder), given.shape, given.algo, given.dtype, given.micro, given.overrides)
-    work = json.loads((Path(given.folder) / "work.json").read_text())
+    work = json.loads((Path(given.folder) / "work.json").read_text(encoding="utf-8"))
     force(work["lengths"][given.regime], given.regime == "fixed")
     talk.say(ready=time.perf_counter() - turns.STARTED, imports=imported - turns.STARTED)
     step = 0
@@ -50,7 +50,10 @@ def profiled(out: Path, run: Any) -> Any:
 
     with torch.profiler.profile() as profile:
         result = run()
-    out.write_text(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=40))
+    out.write_text(
+        profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=40),
+        encoding="utf-8",
+    )
     return result
 
 
@@ -96,7 +99,9 @@ def make_experiment(folder: Path, shape: str, algo: str, dtype: str, micro: int,
     classifier.tokenizer.padding_side = "right"
     actor = load_actor(str(folder / "actor"), device=where.device)
     values = load_critic(str(folder / "actor"), device=where.device) if config.algo.needs_critic else None
-    prompts = json.loads((folder / "work.json").read_text())["prompts"][: SEQUENCES // config.algo.group_size]
+    prompts = json.loads((folder / "work.json").read_text(encoding="utf-8"))["prompts"][
+        : SEQUENCES // config.algo.group_size
+    ]
     rows = PromptSet([words.decode(p) for p in prompts], ["neutral"] * len(prompts), prompts, PAD)
     rollout = config.rollout
     made = Experiment(

@@ -38,7 +38,7 @@ def main() -> None:
             talk.wait()
 
     folder = Path(given.folder)
-    work = json.loads((folder / "work.json").read_text())
+    work = json.loads((folder / "work.json").read_text(encoding="utf-8"))
     lengths = work["lengths"][given.regime]
     micro = given.micro or SHAPES[given.shape].trl_micro[given.algo]
     build = grpo if given.algo == "grpo" else ppo
