@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.classifier_schema import ClassifierTrain
+from rlhf_cli.config.frontier_schema import Frontier
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 
 
@@ -298,6 +299,14 @@ class CompareConfig(EvalConfig):
 
     against: str | None
     fail_below: float | None = Field(ge=0, le=1)
+
+
+class FrontierConfig(EvalConfig):
+    """`rlhf frontier`."""
+
+    runs: list[str]
+    out: str | None
+    frontier: Frontier
 
 
 class RewardTrain(Section):

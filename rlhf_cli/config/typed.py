@@ -19,15 +19,18 @@ FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
 
 def with_words(command: str, values: dict[str, Any]) -> dict[str, Any]:
     """The values with the words where the command takes them."""
-    if not words:
-        return values
     match command:
+        case _ if not words and command != "frontier":
+            return values
         case "sample":
             return values | {"prefixes": [*values["prefixes"], *words]}
         case "probe":
             return values | {"probe": values["probe"] | {"texts": [*values["probe"]["texts"], *words]}}
-        case "report" | "frontier":
+        case "report":
             return values | {"runs": [*values["runs"], *words]}
+        case "frontier":  # the first run's config is the one to start from
+            runs = [path(folder) for folder in [*values["runs"], *words]]
+            return values | {"runs": runs, "checkpoint": values["checkpoint"] or next(iter(runs), None)}
         case "eval" | "compare":
             return values | dict(zip(("checkpoint", "against"), words, strict=False))
     return values

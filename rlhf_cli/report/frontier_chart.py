@@ -1,0 +1,36 @@
+"""Reward and gold against √KL: best-of-n, the optimal policy, and runs."""
+
+from pathlib import Path
+from typing import Any
+
+
+def draw(told: dict[str, Any], file: Path) -> None:
+    """Two panels, reward and gold, over √KL as Gao et al. 2022 draw them."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    from rlhf_cli.evaluation.frontier import BELIEVABLE
+
+    believed = [row for row in told["optimal"] if row["ess"] >= BELIEVABLE]
+    with pyplot.style.context("default"), pyplot.rc_context({"text.usetex": False}):
+        figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True)
+        for axes, key in zip(panels, ("reward", "gold"), strict=True):
+            for rows, label, style in (
+                (told["best_of_n"], "best of n (KL: upper bound)", {"color": "0.35", "marker": "o", "linestyle": "--"}),
+                (believed, "optimal policy, exp(r/β)", {"color": "0.6", "marker": ".", "linestyle": ":"}),
+            ):
+                points = [(max(0.0, r["kl"]) ** 0.5, r[key]) for r in rows if r[key] is not None]
+                if points:
+                    axes.plot(*zip(*points, strict=True), label=label, markersize=5, **style)
+            for name in dict.fromkeys(row["run"] for row in told["checkpoints"]):
+                rows = [r for r in told["checkpoints"] if r["run"] == name and r[key] is not None]
+                if rows:
+                    axes.plot([max(0.0, r["kl"]) ** 0.5 for r in rows], [r[key] for r in rows], marker=".", label=name)
+            axes.set(xlabel="√KL to the untrained policy (√nats)", title="reward" if key == "reward" else "gold")
+            axes.spines[["top", "right"]].set_visible(False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+        figure.savefig(file, dpi=130)
+        pyplot.close(figure)
