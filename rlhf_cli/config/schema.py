@@ -188,7 +188,9 @@ class Val(Section):
 
 
 class Stop(Section):
-    on_hacking: bool
+    on_hacking: bool | Literal["warn", "raise_beta", "rollback", "stop"]
+    raise_by: Annotated[float, Before(2.0)] = Field(2.0, gt=1)
+    times: Annotated[int, Before(3)] = Field(3, ge=1)
     hacking_index: float = Field(gt=0, le=1)
 
 
