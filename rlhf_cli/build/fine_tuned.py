@@ -43,6 +43,7 @@ def _make(judge: Any, config: Config, folder: Path, notify: Callable[[str], None
 
     wanted = judge.fine_tune
     recipe = Recipe(part=wanted.part, texts=wanted.texts, epochs=wanted.epochs)
+    seed = SEED + (wanted.part == "second")  # another head and another order than the judge of the first half
     start = find(judge.name, judge.hub, judge.package).path
     reviews = load_reviews(config.data.source)
     if len(reviews) < 100:
@@ -52,9 +53,9 @@ def _make(judge: Any, config: Config, folder: Path, notify: Callable[[str], None
         )
     notify(f"fine-tuning {judge.name} on reviews of {config.data.source} ({wanted.part} half), once; kept in {folder}")
     device = compute(config.device, "fp32").device
-    texts = material(reviews, recipe, seed=SEED)
-    trained = train(start, texts, recipe, device=device, seed=SEED, tick=Told(judge.name, notify))
-    about = card(trained, texts, recipe, start=judge.hub, source=config.data.source, seed=SEED)
+    texts = material(reviews, recipe, seed=seed)
+    trained = train(start, texts, recipe, device=device, seed=seed, tick=Told(judge.name, notify))
+    about = card(trained, texts, recipe, start=judge.hub, source=config.data.source, seed=seed)
     told = save(trained, folder, about)
     listed = ", ".join(f"{kind.replace('_', ' ')} {q['accuracy']:.3f}" for kind, q in told.items())
     notify(f"{judge.name}: accuracy on held-out {listed} ({folder / 'README.md'})")

@@ -38,7 +38,7 @@ class Recipe:
     """Of the reviews: all, or the first or second half; classifiers of different halves have no review in common."""
     neutral: bool = True
     """Whether neutral is a class of its own; made where the labels have none."""
-    texts: int = 20_000
+    texts: int = 12_000
     """To train on, at most."""
     epochs: int = 1
     batch: int = 32
