@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.classifier_schema import ClassifierTrain
 from rlhf_cli.config.frontier_schema import Frontier
+from rlhf_cli.config.lora_schema import Lora
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 
 
@@ -16,6 +17,15 @@ class Model(Section):
     hub: str | None = None
     package: str | None = None
     path: str | None = None
+
+
+class Actor(Model):
+    lora: Annotated[Lora | None, Before(None)] = None
+
+    @property
+    def rank(self) -> int:
+        """Of its adapters; 0: all weights learn."""
+        return self.lora.rank if self.lora else 0
 
 
 class FineTune(Section):
@@ -200,6 +210,7 @@ class Checkpoint(Section):
     keep_every: int = CountOrZero
     best: str | None = Field(pattern=r"^(val|hacking)/.+")
     best_is: Literal["highest", "lowest"]
+    merge: Annotated[bool, Before(False)] = False
 
 
 class Tracking(Section):
@@ -225,7 +236,7 @@ class Config(Section):
     fail_fast: bool
     shard: bool
     on_nonfinite: Literal["stop", "skip"]
-    actor: Model
+    actor: Actor
     critic: Model
     reward: Reward
     gold: Gold
@@ -255,6 +266,9 @@ class Config(Section):
                 f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
                 f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
+        if self.actor.rank and (self.shard or algo.update == "trust_region" or algo.steps_per_iteration):
+            what = "shard=true" if self.shard else f"algo={algo.name}"
+            raise ValueError(f"actor.lora.rank={self.actor.rank}: adapters do not go with {what}; drop it, or rank=0")
         if self.shard and (algo.update == "trust_region" or self.critic.name == "shared"):
             raise ValueError("shard=true needs algo.update=gradient and a critic of its own (not critic=shared)")
         if algo.update == "trust_region" and self.critic.name == "shared":
