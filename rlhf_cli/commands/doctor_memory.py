@@ -55,22 +55,22 @@ def judges(config: Any) -> list[int]:
 
 def shape_of(config: Any) -> Any:
     """The actor's, from its config where that is on this machine, else as published; None where neither is."""
-    from rlhf_cli.build.paths import MINIATURE_SEED
     from rlhf_cli.config.hub import on_this_machine
     from rlhf_cli.engine.budget import SHAPES, Shape
+    from rlhf_cli.miniatures.build import MINIATURES, SHIPPED
 
-    actor = config.actor
-    if actor.path is None and config.scale == "mini" and MINIATURE_SEED == 0:
-        return Shape(128, 4, 4, 2, 384, 2048)
+    actor, path = config.actor, config.actor.path
+    if path is None and config.scale == "mini" and actor.name in MINIATURES:
+        path = str(SHIPPED / actor.name)
     published = {name: shape for name, shape in SHAPES.items() if (actor.hub or "").startswith(name)}
-    if actor.path is None and published:
+    if path is None and published:
         return max(published.items(), key=lambda item: len(item[0]))[1]
-    if actor.path is None and not on_this_machine(str(actor.hub)):
+    if path is None and not on_this_machine(str(actor.hub)):
         return None
     try:
         from transformers import AutoConfig
 
-        return Shape.of(AutoConfig.from_pretrained(actor.path or actor.hub, local_files_only=True))
+        return Shape.of(AutoConfig.from_pretrained(path or actor.hub, local_files_only=True))
     except (OSError, ValueError, AttributeError):
         return None
 
