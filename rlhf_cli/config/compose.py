@@ -31,6 +31,7 @@ from rlhf_cli.config.schema import (
 )
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
+from rlhf_cli.config.tracking_schema import listed
 from rlhf_cli.config.typed import absolute, with_words
 
 _beside = Path(__file__).parents[1] / "conf"
@@ -39,7 +40,8 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights",
+    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights", "name", "tags",
+    "notes",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
@@ -193,11 +195,13 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
         fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
         raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
     schema = schema_of(command)
-    values = settled_sources(absolute(with_words(command, values)))
+    values = settled_sources(absolute(with_words(command, listed(values))))
     validate(values, schema)
     if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
         values = _judged(values, overrides)
-    elif command == "train" and values["resume"] == "auto":
+    elif command == "train" and values["from"] and values["resume"] in (None, "auto"):
+        values = _forked(values, overrides)
+    if command == "train" and values["resume"] == "auto":
         if folder and (folder / "config.yaml").is_file():
             values = _gone_on(folder, values, overrides, aloud=True)
     elif command == "train" and values["resume"]:
@@ -230,6 +234,15 @@ def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not values["trust_config"]:
         _refuse_code(folder, saved, overrides)
     return _onto(saved, values, overrides)
+
+
+def _forked(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The config of the run whose policy a new run starts from, with what was typed on top."""
+    saved = as_before(saved_config(run_folder(values["from"], "from")), Config, {})
+    new = _onto(saved, values, [*overrides, "resume", "from", "name", "tags", "notes"])
+    if new["actor"] != saved["actor"]:
+        raise UserError(f"from={values['from']} brings its own actor: leave actor= away")
+    return new
 
 
 def _gone_on(run: Path, values: dict[str, Any], overrides: list[str], *, aloud: bool) -> dict[str, Any]:
@@ -287,13 +300,13 @@ def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> N
         )
 
 
-def run_folder(checkpoint: str) -> Path:
-    """The run folder of a checkpoint folder or of itself."""
+def run_folder(checkpoint: str, key: str = "checkpoint") -> Path:
+    """The run folder of a checkpoint folder or of itself; `key`: where it was typed."""
     folder = Path(checkpoint).expanduser()
     for candidate in (folder, *folder.absolute().parents[:3]):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise UserError(f"checkpoint={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)")
+    raise UserError(f"{key}={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)")
 
 
 def saved_config(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.classifier_schema import ClassifierTrain
 from rlhf_cli.config.frontier_schema import Frontier
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
+from rlhf_cli.config.tracking_schema import Named, Tracking
 
 
 class Model(Section):
@@ -202,14 +203,7 @@ class Checkpoint(Section):
     best_is: Literal["highest", "lowest"]
 
 
-class Tracking(Section):
-    name: Literal["wandb", "offline", "none"]
-    project: str
-    entity: str | None
-    group: str | None
-
-
-class Config(Section):
+class Config(Named):
     """What `rlhf train` runs on; the other commands add a few keys of their own."""
 
     seed: int = Seed
