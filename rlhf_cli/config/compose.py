@@ -17,18 +17,8 @@ from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
 from rlhf_cli.config.older import as_before, made_before, marks, written
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import (
-    ClassifierTrainConfig,
-    CompareConfig,
-    Config,
-    EvalConfig,
-    FrontierConfig,
-    ModelsConfig,
-    ProbeConfig,
-    ReportConfig,
-    RewardTrainConfig,
-    SampleConfig,
-)
+from rlhf_cli.config.schema import Config, EvalConfig
+from rlhf_cli.config.schemas import schema_of
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
 from rlhf_cli.config.tracking_schema import listed
@@ -207,22 +197,6 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
     elif command == "train" and values["resume"]:
         values = _gone_on(Path(values["resume"]), values, overrides, aloud=folder is not None)
     return validate(values, schema, typed=_names(overrides))
-
-
-def schema_of(command: str) -> type[Section]:
-    """What the configs of a command must pass."""
-    schemas: dict[str, type[Section]] = {
-        "report": ReportConfig,
-        "eval": EvalConfig,
-        "sample": SampleConfig,
-        "compare": CompareConfig,
-        "frontier": FrontierConfig,
-        "reward-train": RewardTrainConfig,
-        "classifier-train": ClassifierTrainConfig,
-        "probe": ProbeConfig,
-        "models": ModelsConfig,
-    }
-    return schemas.get(command, Config)
 
 
 def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:

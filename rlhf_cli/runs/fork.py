@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_cli.build.experiment import NOTHING_SAVED, Saved
 from rlhf_cli.config.schema import Config
+from rlhf_cli.runs.catalogue import default_name
 from rlhf_cli.runs.checkpoint import find_checkpoint
 
 
@@ -24,7 +25,6 @@ def forked(config: Config, notify: Callable[[str], None]) -> Saved:
 
 
 def called(config: Config, folder: Path, group: str | None) -> str:
-    """`name=`, or one that reads: algorithm, reward, actor, seed; of a sweep's job also its number."""
-    actor = Path(config.actor.path).name if config.actor.path else config.actor.name
-    told = f"{config.algo.name} {config.reward.name} {actor} seed {config.seed}"
+    """`name=`, or one that reads; of a sweep's job also its number."""
+    told = default_name(config.model_dump(by_alias=True))
     return config.name or (f"{told} ({folder.name})" if group else told)

@@ -132,7 +132,8 @@ class Session:
     def save(self, step: int) -> None:
         extra = {"wandb_run_id": self.trackers.wandb_run_id, "best": self.best.known, **self.origin}
         extra["answers"] = len(self.answers.given)
-        saved = save_checkpoint(self.folder, step, self.experiment, extra)
+        merge = self.config.checkpoint.merge
+        saved = save_checkpoint(self.folder, step, self.experiment, extra, merge=merge)
         if distributed.is_first():
             wanted = self.config.checkpoint
             self.best.name(saved)
