@@ -29,6 +29,7 @@ COMMANDS = {
     "classifier-train": "train a sentiment classifier on labelled reviews, for reward= and gold=",
     "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
     "report": "one page of what runs show: rlhf report <folder> …",
+    "runs": "list the runs under outputs/: state, score, KL, hacking index, age",
     "models": "list the models; build the miniatures and say how good they are",
     "doctor": "is this machine ready? what to fix",
 }
@@ -292,9 +293,9 @@ def _hydra_message(error: Exception, command: str = "") -> str:
             CompareConfig,
             EvalConfig,
             ProbeConfig,
-            ReportConfig,
             RewardTrainConfig,
         )
+        from rlhf_cli.config.schemas import schema_of
         from rlhf_cli.config.section import Section
 
         own: dict[str, type[Section]] = {
@@ -302,7 +303,9 @@ def _hydra_message(error: Exception, command: str = "") -> str:
             "probe": ProbeConfig,
             "against": CompareConfig,
         }
-        schema = ReportConfig if command == "report" else own.get(match[1].partition(".")[0], EvalConfig)
+        schema = (
+            schema_of(command) if command in ("report", "runs") else own.get(match[1].partition(".")[0], EvalConfig)
+        )
         return unknown_key(match[1], schema)
     match = re.search(
         r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[\w/]+':\s+((?:\S+\s*\n?)+?)\s*Config search", text

@@ -257,7 +257,7 @@ def test_the_help_of_a_command_explains_every_key(command: str, capsys: pytest.C
     """With the words of the option that was asked for."""
     if command == "sweep":
         command = "train"
-    groups = [] if command == "report" else ["algo=grpo"]
+    groups = [] if command in ("report", "runs") else ["algo=grpo"]
     assert dispatch([command, *groups, "--help"]) == 0
     shown = capsys.readouterr().out
     keys = shown.partition("== Keys")[2].partition("== Examples")[0].splitlines()[1:]

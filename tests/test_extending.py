@@ -123,9 +123,9 @@ def test_a_tracker(project: Path) -> None:
 from pathlib import Path
 from rlhf_cli.config.compose import plan
 from rlhf_cli.tracking.trackers import make_trackers
-kind = plan("train", ["scale=mini", "tracking=csv"], multirun=False, config_dir=None).jobs[0].tracking.name
+kinds = plan("train", ["scale=mini", "tracking=csv"], multirun=False, config_dir=None).jobs[0].tracking.to
 unused = dict.fromkeys(("resume_step", "project", "entity", "name", "group", "run_id"))
-trackers = make_trackers(kind, Path("run"), {}, steps=1, **unused)
+trackers = make_trackers(kinds, Path("run"), {}, steps=1, **unused)
 trackers.log(0, {"val/score": 0.25})
 trackers.finish("done")
 """

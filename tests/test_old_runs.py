@@ -116,8 +116,13 @@ def test_what_a_saved_config_lacks_is_filled_in_and_said(home: Path, capsys: pyt
     assert set(told(capsys.readouterr().out, says)) == wanted
     as_expected(home)
     after = flat(saved(home))
-    gone = {"algo.iterations", "algo.mu"}
-    assert {k for k in before if before[k] != after.get(k)} == {"steps", "resume", "rollout.cuda_graphs"}
+    gone = {"algo.iterations", "algo.mu", "tracking.name"}  # tracking.to since
+    assert {k for k in before if before[k] != after.get(k)} == {
+        "steps",
+        "resume",
+        "rollout.cuda_graphs",
+        "tracking.name",
+    }
     assert before.keys() - after.keys() == gone
 
 

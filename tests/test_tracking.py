@@ -78,7 +78,7 @@ def offline_file(folder: Path) -> Path:
 
 def test_wandb_offline_file_equals_metrics_jsonl(tmp_path: Path, no_account: None) -> None:
     options = {"project": "rlhf", "entity": None, "name": "a run", "group": "sweep-1", "run_id": None}
-    trackers = make_trackers("offline", tmp_path, {"seed": 7}, steps=3, resume_step=None, **options)
+    trackers = make_trackers(["offline"], tmp_path, {"seed": 7}, steps=3, resume_step=None, **options)
     drive(trackers)
     trackers.finish("done")
 
@@ -174,7 +174,7 @@ def test_secrets_stay_out_of_the_config_and_text_tokens_stay_in() -> None:
 
 def test_none_leaves_wandb_out_and_keeps_the_id(tmp_path: Path) -> None:
     options = {"project": "rlhf", "entity": None, "name": None, "group": None, "run_id": "kept"}
-    trackers = make_trackers("none", tmp_path, {}, steps=3, resume_step=None, **options)
+    trackers = make_trackers([], tmp_path, {}, steps=3, resume_step=None, **options)
     drive(trackers)
     trackers.finish("done")
     assert trackers.wandb_run_id == "kept"

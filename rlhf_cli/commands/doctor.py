@@ -152,8 +152,8 @@ def hub(config: Any) -> Iterator[Finding]:
 def wandb(config: Any) -> Finding:
     from rlhf_cli.tracking.wandb_tracker import why_offline
 
-    if config.tracking.name != "wandb":
-        return Finding("W&B", f"tracking={config.tracking.name}")
+    if config.tracking.wandb != "wandb":
+        return Finding("W&B", f"tracking={config.tracking.wandb or 'none'}")
     why = why_offline()
     return (
         Finding("W&B", f"offline: {why}", "note", "runs are kept on disk; wandb sync uploads them")

@@ -42,7 +42,7 @@ def run(cfg: DictConfig) -> None:
     for line in missing:
         print(f"left out: {line}")
     print(f"written: {page}" + (f" and {out / 'figures'}" if any(s.charts for s in sections) else ""))
-    if config.tracking.name != "none":
+    if config.tracking.wandb:
         _mirror(config, out, sections)
 
 
@@ -67,7 +67,7 @@ def _mirror(config: Any, out: Path, sections: list[Any]) -> None:
         entity=config.tracking.entity,
         name=config.title,
         group=config.tracking.group,
-        mode=config.tracking.name,
+        mode=config.tracking.wandb,
         run_id=None,
         resume=False,
         notify=notify,

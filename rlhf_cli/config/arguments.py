@@ -10,7 +10,7 @@ TAKES_VALUE = {
 }  # fmt: skip
 TEXTS = ("sample", "probe")
 """Commands whose words are text, for a model to read."""
-FOLDERS = {"eval": 1, "compare": 2, "report": None, "frontier": None}
+FOLDERS = {"eval": 1, "compare": 2, "report": None, "frontier": None, "runs": None}
 """Commands whose words are folders, and how many they take."""
 
 

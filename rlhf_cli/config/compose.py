@@ -17,20 +17,11 @@ from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
 from rlhf_cli.config.older import as_before, made_before, marks, written
 from rlhf_cli.config.scale import detected_scale
-from rlhf_cli.config.schema import (
-    ClassifierTrainConfig,
-    CompareConfig,
-    Config,
-    EvalConfig,
-    FrontierConfig,
-    ModelsConfig,
-    ProbeConfig,
-    ReportConfig,
-    RewardTrainConfig,
-    SampleConfig,
-)
+from rlhf_cli.config.schema import Config, EvalConfig
+from rlhf_cli.config.schemas import schema_of
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
+from rlhf_cli.config.tracking_schema import listed
 from rlhf_cli.config.typed import absolute, with_words
 
 _beside = Path(__file__).parents[1] / "conf"
@@ -39,7 +30,8 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights",
+    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights", "name", "tags",
+    "notes",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
@@ -193,32 +185,18 @@ def settle(command: str, composed: DictConfig, overrides: list[str], *, folder: 
         fix = " ".join(["rlhf", command, *overrides, f"{missing[0]}=…"])
         raise UserError(f"{missing[0]} must be given{_meaning(missing[0], values)}: {fix}")
     schema = schema_of(command)
-    values = settled_sources(absolute(with_words(command, values)))
+    values = settled_sources(absolute(with_words(command, listed(values))))
     validate(values, schema)
     if issubclass(schema, EvalConfig) and values["checkpoint"] not in (None, "none"):
         values = _judged(values, overrides)
-    elif command == "train" and values["resume"] == "auto":
+    elif command == "train" and values["from"] and values["resume"] in (None, "auto"):
+        values = _forked(values, overrides)
+    if command == "train" and values["resume"] == "auto":
         if folder and (folder / "config.yaml").is_file():
             values = _gone_on(folder, values, overrides, aloud=True)
     elif command == "train" and values["resume"]:
         values = _gone_on(Path(values["resume"]), values, overrides, aloud=folder is not None)
     return validate(values, schema, typed=_names(overrides))
-
-
-def schema_of(command: str) -> type[Section]:
-    """What the configs of a command must pass."""
-    schemas: dict[str, type[Section]] = {
-        "report": ReportConfig,
-        "eval": EvalConfig,
-        "sample": SampleConfig,
-        "compare": CompareConfig,
-        "frontier": FrontierConfig,
-        "reward-train": RewardTrainConfig,
-        "classifier-train": ClassifierTrainConfig,
-        "probe": ProbeConfig,
-        "models": ModelsConfig,
-    }
-    return schemas.get(command, Config)
 
 
 def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -230,6 +208,15 @@ def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not values["trust_config"]:
         _refuse_code(folder, saved, overrides)
     return _onto(saved, values, overrides)
+
+
+def _forked(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The config of the run whose policy a new run starts from, with what was typed on top."""
+    saved = as_before(saved_config(run_folder(values["from"], "from")), Config, {})
+    new = _onto(saved, values, [*overrides, "resume", "from", "name", "tags", "notes"])
+    if new["actor"] != saved["actor"]:
+        raise UserError(f"from={values['from']} brings its own actor: leave actor= away")
+    return new
 
 
 def _gone_on(run: Path, values: dict[str, Any], overrides: list[str], *, aloud: bool) -> dict[str, Any]:
@@ -287,13 +274,13 @@ def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> N
         )
 
 
-def run_folder(checkpoint: str) -> Path:
-    """The run folder of a checkpoint folder or of itself."""
+def run_folder(checkpoint: str, key: str = "checkpoint") -> Path:
+    """The run folder of a checkpoint folder or of itself; `key`: where it was typed."""
     folder = Path(checkpoint).expanduser()
     for candidate in (folder, *folder.absolute().parents[:3]):
         if (candidate / "config.yaml").is_file():
             return candidate
-    raise UserError(f"checkpoint={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)")
+    raise UserError(f"{key}={checkpoint}: no run is there (a run folder holds config.yaml and checkpoints/)")
 
 
 def saved_config(folder: Path) -> dict[str, Any]:

@@ -37,6 +37,11 @@ def renewed(saved: dict[str, Any]) -> dict[str, Any]:
     algo.pop("mu", None)
     algo.pop("iterations", None)
 
+    # one tracker, before there could be several
+    tracking = _section_of(new, "tracking")
+    if isinstance(one := tracking.pop("name", None), str):
+        tracking["to"] = [] if one == "none" else [one]
+
     return new
 
 

@@ -10,6 +10,7 @@ from rlhf_cli.config.frontier_schema import Frontier
 from rlhf_cli.config.lora_schema import Lora
 from rlhf_cli.config.reward_schema import Gold, Model, Reward
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
+from rlhf_cli.config.tracking_schema import Named, Tracking
 
 
 class Actor(Model):
@@ -121,14 +122,7 @@ class Checkpoint(Section):
     merge: Annotated[bool, Before(False)] = False
 
 
-class Tracking(Section):
-    name: Literal["wandb", "offline", "none"]
-    project: str
-    entity: str | None
-    group: str | None
-
-
-class Config(Section):
+class Config(Named):
     """What `rlhf train` runs on; the other commands add a few keys of their own."""
 
     seed: int = Seed

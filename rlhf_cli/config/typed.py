@@ -28,6 +28,8 @@ def with_words(command: str, values: dict[str, Any]) -> dict[str, Any]:
             return values | {"probe": values["probe"] | {"texts": [*values["probe"]["texts"], *words]}}
         case "report":
             return values | {"runs": [*values["runs"], *words]}
+        case "runs":
+            return values | {"folders": [*values["folders"], *words]}
         case "frontier":  # the first run's config is the one to start from
             runs = [path(folder) for folder in [*values["runs"], *words]]
             return values | {"runs": runs, "checkpoint": values["checkpoint"] or next(iter(runs), None)}

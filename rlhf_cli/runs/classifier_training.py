@@ -31,7 +31,7 @@ def train_classifier(config: ClassifierTrainConfig, folder: Path) -> dict[str, A
             texts = material(load_reviews(config.data.source), recipe, seed=config.seed)
             print(_said(texts), flush=True)
         trackers = make_trackers(
-            config.tracking.name,
+            config.tracking.to,
             folder,
             config.model_dump(by_alias=True),
             steps=recipe.steps(len(texts.train)),

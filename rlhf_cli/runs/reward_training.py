@@ -94,7 +94,7 @@ def _fit(
     lr = wanted.lr or LEARNING_RATE[config.scale]
     steps = wanted.epochs * -(-len(training) // wanted.batch)
     trackers = make_trackers(
-        config.tracking.name,
+        config.tracking.to,
         folder,
         config.model_dump(by_alias=True),
         steps=steps,

@@ -17,6 +17,7 @@ from rlhf_cli.engine.memory import peak_mb
 from rlhf_cli.runs.best import Best
 from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint, step_of
 from rlhf_cli.runs.folder import check_record, first_line
+from rlhf_cli.runs.fork import called, forked
 from rlhf_cli.runs.hacking_answers import Answers
 from rlhf_cli.runs.hacking_watch import HackingWatch, account
 from rlhf_cli.runs.nonfinite import report_nonfinite
@@ -155,7 +156,9 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     if checkpoint:
         distributed.first(lambda: check_record(folder, start, notify))
     loaded = distributed.first_then_the_rest(
-        lambda: make_experiment(config, notify, saved=Saved.of(checkpoint, config))
+        lambda: make_experiment(
+            config, notify, saved=forked(config, notify) if checkpoint is None else Saved.of(checkpoint, config)
+        )
     )
     if checkpoint and loaded.outer:
         loaded.outer.restore(checkpoint)
@@ -171,16 +174,18 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         notify(f"resumed at step {start} of {config.steps}")
     distributed.first(lambda: check_room(folder, experiment, config, start=start))
     trackers = make_trackers(
-        config.tracking.name if distributed.is_first() else "silent",
+        config.tracking.to if distributed.is_first() else None,
         folder,
         config.model_dump(by_alias=True),
         steps=config.steps,
         resume_step=start if checkpoint else None,
         project=config.tracking.project,
         entity=config.tracking.entity,
-        name=folder.name,
+        name=called(config, folder, group),
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
+        tags=config.tags,
+        notes=config.notes,
     )
     wanted, begun = config.stop, start if checkpoint else None
     watch = distributed.first(lambda: HackingWatch.of(folder, wanted.hacking_index))

@@ -1,13 +1,18 @@
 """The trackers of a run, as one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlhf_cli.tracking.console import ConsoleTracker
+from rlhf_cli.tracking.guarded import Guarded
 from rlhf_cli.tracking.jsonl import JsonlTracker
+from rlhf_cli.tracking.mlflow_tracker import MlflowTracker
 from rlhf_cli.tracking.protocol import Tracker
+from rlhf_cli.tracking.tensorboard_tracker import TensorboardTracker
+from rlhf_cli.tracking.trackio_tracker import TrackioTracker
 from rlhf_cli.tracking.wandb_tracker import WandbTracker
 
 
@@ -42,7 +47,7 @@ class Trackers:
 
 
 def make_trackers(
-    kind: Literal["wandb", "offline", "none", "silent"],
+    names: Sequence[str] | None,
     folder: Path,
     config: dict[str, Any],
     *,
@@ -53,29 +58,47 @@ def make_trackers(
     name: str | None,
     group: str | None,
     run_id: str | None,
+    tags: Sequence[str] = (),
+    notes: str = "",
 ) -> Trackers:
-    """JSONL first (it is the truth), the console, and W&B unless `kind` is "none".
+    """JSONL first (it is the truth), the console, and those of `names`; None: nothing is written, as it is by the
+    other processes of a run.
 
     `resume_step` is the checkpoint's step that the run goes on from, None for a fresh run; `run_id` the W&B run
     that it continues. The W&B id for the next checkpoint is the result's `wandb_run_id`.
     """
-    if kind == "silent":  # of several processes only the first writes
+    if names is None:
         return Trackers([], run_id)
     jsonl = JsonlTracker(folder, resume_step)
     console = ConsoleTracker(steps, start_step=resume_step or 0)
-    if kind == "none":
-        # An earlier run's id is kept: a later resume with W&B continues the same curve.
-        return Trackers([jsonl, console], run_id)
-    mirror = WandbTracker(
-        folder,
-        config,
-        project=project,
-        entity=entity,
-        name=name,
-        group=group,
-        mode=kind,
-        run_id=run_id,
-        resume=run_id is not None,
-        notify=console.message,
-    )
-    return Trackers([jsonl, console, mirror], mirror.run_id)
+    every: list[Tracker] = [jsonl, console]
+    # Without W&B an earlier run's id is kept: a later resume with it continues the same curve.
+    for kind in names:
+        match kind:
+            case "wandb" | "offline":
+                mirror = WandbTracker(
+                    folder,
+                    config,
+                    project=project,
+                    entity=entity,
+                    name=name,
+                    group=group,
+                    tags=tags,
+                    notes=notes,
+                    mode=kind,
+                    run_id=run_id,
+                    resume=run_id is not None,
+                    notify=console.message,
+                )
+                every.append(mirror)
+                run_id = mirror.run_id
+            case "tensorboard":
+                make = partial(TensorboardTracker, folder, config, resume_step=resume_step)
+                every.append(Guarded("TensorBoard", make, console.message))
+            case "trackio":
+                of_trackio = partial(TrackioTracker, config, project=project, name=name, group=group)
+                every.append(Guarded("Trackio", of_trackio, console.message))
+            case "mlflow":
+                of_mlflow = partial(MlflowTracker, folder, config, project=project, name=name, group=group)
+                every.append(Guarded("MLflow", of_mlflow, console.message))
+    return Trackers(every, run_id)

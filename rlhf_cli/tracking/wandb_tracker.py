@@ -4,7 +4,7 @@ import netrc
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +39,8 @@ class WandbTracker:
         run_id: str | None,
         resume: bool,
         notify: Callable[[str], None],
+        tags: Sequence[str] = (),
+        notes: str = "",
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's own telemetry looks up a host
@@ -53,6 +55,8 @@ class WandbTracker:
             entity=entity,
             name=name,
             group=group,
+            tags=list(tags) or None,
+            notes=notes or None,
             id=run_id,
             # Steps after the checkpoint that were already uploaded stay: W&B ignores their second, equal, log.
             resume="allow" if resume else None,
