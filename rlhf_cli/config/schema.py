@@ -74,17 +74,23 @@ class Gold(Model):
     endpoint: Endpoint | None = None
     form: Form | None = None
     fine_tune: FineTune | None = None
+    output: Literal["probability", "logit", "log_probability"] = "probability"
 
 
 class Source(Gold):
     """A judge as a part of a reward."""
 
     weight: float = Field(1.0, gt=0)
+    saturate: float | None = Field(None, gt=0)
+    cap: float | None = None
 
 
 class Reward(Gold):
     every_tokens: int = Field(0, ge=0)
-    combine: Literal["sum", "mean", "min"] = "sum"
+    combine: Literal["sum", "normalised_sum", "mean", "min", "uncertainty"] = "sum"
+    aversion: float = Field(1.0, gt=0)
+    saturate: float | None = Field(None, gt=0)
+    cap: float | None = None
     sources: dict[str, Source] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -98,7 +104,7 @@ class Reward(Gold):
         return self
 
     @property
-    def all_sources(self) -> dict[str, Gold]:
+    def all_sources(self) -> "dict[str, Source | Reward]":
         """The judges by name: the sources, or the reward itself."""
         return dict(self.sources) or {self.name: self}
 
@@ -253,6 +259,8 @@ class Config(Section):
                 f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
                 f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
+        if self.reward.every_tokens and self.reward.combine == "normalised_sum":
+            raise ValueError("reward.combine=normalised_sum pays whole responses: use reward.every_tokens=0")
         if self.shard and (algo.update == "trust_region" or self.critic.name == "shared"):
             raise ValueError("shard=true needs algo.update=gradient and a critic of its own (not critic=shared)")
         if algo.update == "trust_region" and self.critic.name == "shared":
