@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def progress(done: int, of: int) -> None:
 
 
 def gather(config: Any) -> Any:
-    """The responses to start from: a run's last validation samples, else the rest of reviews after their first words."""
+    """The responses to start from: a run's last validation samples, else reviews after their first words."""
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.sources import load_reviews
     from rlhf_cli.rewards.scorer import Texts
@@ -119,23 +120,33 @@ def split(review: str, prefix: int, response: int) -> tuple[str, str]:
 
 def judges(config: Any, where: Any) -> dict[str, Any]:
     """Those of audit.transfer but the reward, as scores of the view that the reward reads."""
-    import torch
-
     from rlhf_cli.build.paths import classifier_path
-    from rlhf_cli.data.lexicon import vader_share
     from rlhf_cli.rewards.classifier import Classifier
 
-    reward, found = config.reward, {}
+    reward = config.reward
+    found: dict[str, Any] = {}
     for name in config.audit.transfer:
         if name in (reward.name, config.gold.name):
             continue
         if name == "vader":
-            found[name] = lambda texts: torch.tensor(vader_share(texts.view(reward.text), reward.target))
+            found[name] = partial(_by_vader, reward.text, reward.target)
             continue
         path = classifier_path(name, config, notify)
         judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
-        found[name] = lambda texts, judge=judge: judge.score(texts.view(reward.text), reward.target)
+        found[name] = partial(_by_classifier, judge, reward.text, reward.target)
     return found
+
+
+def _by_vader(view: str, target: str, texts: Any) -> Any:
+    import torch
+
+    from rlhf_cli.data.lexicon import vader_share
+
+    return torch.tensor(vader_share(texts.view(view), target))
+
+
+def _by_classifier(judge: Any, view: str, target: str, texts: Any) -> Any:
+    return judge.score(texts.view(view), target)
 
 
 def show(kept: dict[str, Any]) -> None:
@@ -161,7 +172,8 @@ def show(kept: dict[str, Any]) -> None:
     interval = f"95 % {robust['low']:.3f} to {robust['high']:.3f}"
     console.print(
         Text(
-            f"robustness {robust['share']:.3f} ({interval}): responses of {kept['responses']} for which {kept['tried']} "
-            f"edits found no gain of {margin:g} sd that gold does not confirm"
+            f"robustness {robust['share']:.3f} ({interval}): "
+            f"responses of {kept['responses']} for which {kept['tried']} edits found no "
+            f"gain of {margin:g} sd that gold does not confirm"
         )
     )

@@ -85,7 +85,7 @@ def search(
     seed: int = 0,
     told: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Found]:
-    """All that was tried, greedily: each round makes `tries` random edits of every family of each response's best version,
+    """All that was tried, greedily: each round makes `tries` random edits of every family of each response's best one,
     scores them all at once, and goes on from the one whose unearned gain is highest."""
     rng = random.Random(seed)
     best = [Found(i, (), response, response, 0, 0.0, 0.0) for i, response in enumerate(texts.responses)]
