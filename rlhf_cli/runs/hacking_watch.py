@@ -47,7 +47,7 @@ class HackingWatch:
         return bool(self.indices) and self.indices[-1][1] >= self.threshold
 
     def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
-        """`hacking/index`, its interval and the signs behind it; {} for the validation that the rest are compared with."""
+        """`hacking/index`, its interval and the signs behind it; {} for the one that the rest are compared with."""
         if self.lost:
             return {}
         now = as_judged(metrics, rows)
