@@ -90,7 +90,7 @@ def test_texts_that_decide_when_to_stop_are_of_reviews_of_their_own() -> None:
     assert three.counts["neutral"] > 50
     two = material(reviews, Recipe(neutral=False), seed=0)
     assert two.counts["neutral"] == 0
-    assert "VADER" not in two.made
+    assert "neutral:" not in two.made
     assert all(label != "neutral" for rows in two.held.values() for _, label in rows)
 
 
@@ -103,9 +103,20 @@ def test_labels_come_from_where_they_are_said_to() -> None:
     assert found.whole[0] == (text, "negative")
     assert ("It was shot in two weeks by a crew of nine.", "neutral") in found.short
     assert "VADER lexicon finds nothing" in found.made
+    assert all(part in ("The film was awful.", "We left early and angry.") for part, _ in found.short[:4])
     assert found.counts()["positive"] == 2
     without = [Review(r.id, r.text, None) for r in reviews]
     assert "source has none" in labelled_texts(without, seed=0).made
+
+
+def test_parts_that_say_nothing_are_as_long_as_the_others() -> None:
+    nothing = ["It was shot in two weeks by a crew of nine.", "The third act is set in a town near the border."]
+    reviews = [
+        Review(str(i), " ".join([*nothing, "It is an awful film and a very cheap one."]), "negative") for i in range(9)
+    ]
+    found = labelled_texts(reviews, seed=0).short
+    assert {text for text, label in found if label == "neutral"} == {" ".join(nothing)}
+    assert {text for text, label in found if label == "negative"} == {"It is an awful film and a very cheap one."}
 
 
 def test_halves_and_held_out_share_no_review() -> None:

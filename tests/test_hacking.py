@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.runs import SMALL
+from helpers.runs import SMALL, numbers
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
@@ -123,6 +123,44 @@ def test_a_run_says_when_it_began_and_stops_if_told_to(tmp_path: Path, capsys: p
 
 
 @pytest.mark.usefixtures("cache")
+def test_beta_is_raised_where_hacking_began_and_a_resumed_run_knows(tmp_path: Path) -> None:
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    options = ["train", *SMALL, *REWARD, *WILD, "stop.hacking_index=0.2", "stop.on_hacking=raise_beta"]
+    options += ["algo.beta=0.02", "stop.times=1", "checkpoint.every=1"]
+    assert dispatch([*options, f"hydra.run.dir={whole}"]) == 0
+    betas = [row["train/beta"] for row in read_jsonl(whole / "metrics.jsonl") if "train/beta" in row]
+    given = json.loads((whole / "hacking_answers.json").read_text())
+    assert len(given) == 1
+    raised = given[0]["step"]
+    assert betas == [0.02] * raised + [0.04] * (6 - raised)
+    assert dispatch([*options, f"steps={raised}", f"hydra.run.dir={halved}"]) == 0
+    assert dispatch(["train", f"resume={halved}", "steps=6"]) == 0
+    assert numbers(halved) == numbers(whole)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_run_goes_back_to_before_it_hacked_with_beta_raised(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = ["train", *SMALL, *REWARD, *WILD, "stop.hacking_index=0.2", "stop.on_hacking=rollback", "stop.times=1"]
+    assert dispatch([*options, "algo.beta=0", "stop.raise_by=50", f"hydra.run.dir={run}"]) == 0
+    given = json.loads((run / "hacking_answers.json").read_text())
+    assert [a["answer"] for a in given] == ["rollback"]
+    assert given[0]["to"] < given[0]["onset"]
+    assert given[0]["beta"] == 0.01
+    rows = read_jsonl(run / "metrics.jsonl")
+    betas = {row["step"]: row["train/beta"] for row in rows if "train/beta" in row}
+    assert all(beta == (0.0 if step <= given[0]["to"] else 0.01) for step, beta in betas.items())
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    lost = read_jsonl(run / "metrics_rolled_back_1.jsonl")
+    assert lost[-1]["step"] == given[0]["step"]
+    said = capsys.readouterr().out
+    assert f"back to step {given[0]['to']}, with algo.beta 0.01" in said
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+
+
+@pytest.mark.usefixtures("cache")
 def test_a_resumed_run_knows_its_baseline(tmp_path: Path) -> None:
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     options = ["train", *SMALL, *REWARD, *WILD]
@@ -148,9 +186,10 @@ def test_hacking_began_at_the_first_of_two_in_a_row() -> None:
 
 def test_the_best_checkpoint_is_one_that_was_kept() -> None:
     """A validation that looks hacked is not saved where hacking stops the run, so it is not the best either."""
-    wanted = SimpleNamespace(stop=SimpleNamespace(on_hacking=True), checkpoint=SimpleNamespace(every=0))
+    wanted = SimpleNamespace(checkpoint=SimpleNamespace(every=0))
     best = Best("val/score", 1.0, step=10, value=0.5)
     session: Any = SimpleNamespace(config=wanted, best=best, validates=lambda step: True)
+    session.answers = SimpleNamespace(saves_before=True)
     session.watch = SimpleNamespace(suspicious=True)
     assert not Session.due(session, 20, {"val/score": 0.9})
     assert best.step == 10

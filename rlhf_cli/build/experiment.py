@@ -20,6 +20,7 @@ from rlhf_cli.engine.device import Compute, bf16_slowdown, compute
 from rlhf_cli.engine.dropout import learns_in_eval_mode
 from rlhf_cli.engine.gate import way_of
 from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer, lowered
+from rlhf_cli.engine.lora import adapters_of, attach, without_adapters
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
 from rlhf_cli.preferences.continual import Continual
@@ -96,9 +97,10 @@ def make_experiment(
     notify("loading models")
     tokenizer = load_tokenizer(base)
     actor = load_actor(saved.actor or base, device=where.device)
-    same = not (saved.actor or saved.reference)
-    reference = copy.deepcopy(actor) if same else load_actor(saved.reference or base, device=where.device)
-    reference = lowered(reference.requires_grad_(False), where.dtype)
+    wanted = config.actor.lora
+    if wanted is not None and wanted.rank and adapters_of(actor) is None:
+        attach(actor, rank=wanted.rank, alpha=wanted.alpha, targets=wanted.targets, base=base)
+    reference = reference_of(actor, base, saved, where)
     values = value_model(config, actor, base, where, notify, saved) if learns and config.algo.needs_critic else None
     say_way(actor, notify)
     for model in (actor, values):
@@ -132,6 +134,15 @@ def make_experiment(
         algo=algo,
         outer=outer_loop(config, continual(config, learned, where, notify)),
     )
+
+
+def reference_of(actor: Any, base: str, saved: Saved, where: Compute) -> Any:
+    """What the KL is to: the actor without its adapters, a copy of it, or a checkpoint's own; frozen."""
+    if adapters_of(actor) is not None:
+        return without_adapters(actor)
+    same = not (saved.actor or saved.reference)
+    reference = copy.deepcopy(actor) if same else load_actor(saved.reference or base, device=where.device)
+    return lowered(reference.requires_grad_(False), where.dtype)
 
 
 def value_model(

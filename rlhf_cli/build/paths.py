@@ -7,7 +7,8 @@ from typing import Any
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import check_writable
-from rlhf_cli.config.schema import Config, Model, RewardTrainConfig
+from rlhf_cli.config.reward_schema import Model
+from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.config.weights import find
 
 MINIATURE_SEED = 0

@@ -9,7 +9,8 @@ import torch
 
 from rlhf_cli.build.paths import classifier_path, model_path
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.schema import Config, Endpoint, Gold
+from rlhf_cli.config.reward_schema import Endpoint, Gold
+from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.preferences.continual import Continual

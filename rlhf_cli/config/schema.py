@@ -1,112 +1,24 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.classifier_schema import ClassifierTrain
 from rlhf_cli.config.frontier_schema import Frontier
+from rlhf_cli.config.lora_schema import Lora
+from rlhf_cli.config.reward_schema import Gold, Model, Reward
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 
 
-class Model(Section):
-    name: str
-    hub: str | None = None
-    package: str | None = None
-    path: str | None = None
-
-
-class FineTune(Section):
-    """What makes a classifier of an encoder."""
-
-    part: Literal["all", "first", "second"]
-    texts: int = Count
-    epochs: int = Count
-
-
-class Endpoint(Section):
-    """Where reward=judge asks."""
-
-    url: str
-    model: str
-    key_env: str | None
-    question: str
-    timeout_s: float = Field(gt=0)
-    retries: int = CountOrZero
-    concurrency: int = Count
-
-    @field_validator("url")
-    @classmethod
-    def _without_a_key(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if "@" in parts.netloc or parts.query:
-            raise ValueError(
-                "reward.endpoint.url is saved in config.yaml: put no key into it, name the environment variable that "
-                "holds it (reward.endpoint.key_env=)"
-            )
-        return url
-
-
-class Form(Section):
-    """What reward=form wants."""
-
-    min_words: int = Count
-    max_words: int = Count
-    complete: bool
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min_words > self.max_words:
-            raise ValueError(f"reward.form.min_words={self.min_words} is above reward.form.max_words={self.max_words}")
-        return self
-
-
-class Gold(Model):
-    """One judge of texts. Keys with a default stand only in the options that use them."""
-
-    target: str = "negative"
-    text: Literal["response", "prefix_response", "chat"] = "prefix_response"
-    batch_size: int = Field(64, ge=1)
-    fn: str | None = None
-    normalize: bool = True
-    endpoint: Endpoint | None = None
-    form: Form | None = None
-    fine_tune: FineTune | None = None
-    output: Literal["probability", "logit", "log_probability"] = "probability"
-
-
-class Source(Gold):
-    """A judge as a part of a reward."""
-
-    weight: float = Field(1.0, gt=0)
-    saturate: float | None = Field(None, gt=0)
-    cap: float | None = None
-
-
-class Reward(Gold):
-    every_tokens: int = Field(0, ge=0)
-    combine: Literal["sum", "normalised_sum", "mean", "min", "uncertainty"] = "sum"
-    aversion: float = Field(1.0, gt=0)
-    saturate: float | None = Field(None, gt=0)
-    cap: float | None = None
-    sources: dict[str, Source] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _python_and_a_function(self) -> Self:
-        if self.name == "python" and not self.fn:
-            raise ValueError("reward=python needs a function: reward.fn=my_module:my_function")
-        if self.fn and self.name in ("roberta_base", "roberta_large", "vader", "learned"):
-            raise ValueError(
-                f"reward.fn={self.fn} is for reward=python, not for reward={self.name}: type reward=python"
-            )
-        return self
+class Actor(Model):
+    lora: Annotated[Lora | None, Before(None)] = None
 
     @property
-    def all_sources(self) -> "dict[str, Source | Reward]":
-        """The judges by name: the sources, or the reward itself."""
-        return dict(self.sources) or {self.name: self}
+    def rank(self) -> int:
+        """Of its adapters; 0: all weights learn."""
+        return self.lora.rank if self.lora else 0
 
 
 LABELERS = ("roberta_large", "roberta_base", "vader")
@@ -194,7 +106,9 @@ class Val(Section):
 
 
 class Stop(Section):
-    on_hacking: bool
+    on_hacking: bool | Literal["warn", "raise_beta", "rollback", "stop"]
+    raise_by: Annotated[float, Before(2.0)] = Field(2.0, gt=1)
+    times: Annotated[int, Before(3)] = Field(3, ge=1)
     hacking_index: float = Field(gt=0, le=1)
 
 
@@ -204,6 +118,7 @@ class Checkpoint(Section):
     keep_every: int = CountOrZero
     best: str | None = Field(pattern=r"^(val|hacking)/.+")
     best_is: Literal["highest", "lowest"]
+    merge: Annotated[bool, Before(False)] = False
 
 
 class Tracking(Section):
@@ -229,7 +144,7 @@ class Config(Section):
     fail_fast: bool
     shard: bool
     on_nonfinite: Literal["stop", "skip"]
-    actor: Model
+    actor: Actor
     critic: Model
     reward: Reward
     gold: Gold
@@ -261,6 +176,9 @@ class Config(Section):
             )
         if self.reward.every_tokens and self.reward.combine == "normalised_sum":
             raise ValueError("reward.combine=normalised_sum pays whole responses: use reward.every_tokens=0")
+        if self.actor.rank and (self.shard or algo.update == "trust_region" or algo.steps_per_iteration):
+            what = "shard=true" if self.shard else f"algo={algo.name}"
+            raise ValueError(f"actor.lora.rank={self.actor.rank}: adapters do not go with {what}; drop it, or rank=0")
         if self.shard and (algo.update == "trust_region" or self.critic.name == "shared"):
             raise ValueError("shard=true needs algo.update=gradient and a critic of its own (not critic=shared)")
         if algo.update == "trust_region" and self.critic.name == "shared":

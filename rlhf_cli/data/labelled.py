@@ -3,7 +3,9 @@
 import random
 import re
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlhf_cli.data.lexicon import vader_labels, vader_scores
 from rlhf_cli.data.reviews import SENTIMENTS, Review, Sentiment
@@ -29,7 +31,8 @@ class LabelledTexts:
 
 
 def labelled_texts(reviews: list[Review], *, seed: int) -> LabelledTexts:
-    """Whole reviews, one short part of each, and neutral sentences where the source has none of its own.
+    """Whole reviews, one short part of each that says what its review says, and one that says nothing where the source
+    has no neutral reviews. All short parts are alike in length, or a classifier would take length for sentiment.
 
     A source labels sentences (the generated reviews do), whole reviews, or nothing; then VADER labels the texts, and
     a classifier can learn no more than the lexicon knows.
@@ -37,20 +40,24 @@ def labelled_texts(reviews: list[Review], *, seed: int) -> LabelledTexts:
     rng = random.Random(f"{seed}/labelled")
     if all(review.sentences for review in reviews):
         return LabelledTexts(_own_verdicts(reviews), _own_sentences(reviews, rng), "labels of the source, by sentence")
-    parts = [_part(review.text, rng) for review in reviews]
     if not all(review.label for review in reviews):
         texts = [review.text for review in reviews]
+        parts = [part for review in reviews if (part := _part(review.text, lambda score: True, rng))]
         return LabelledTexts(
             list(zip(texts, vader_labels(texts), strict=True)),
             list(zip(parts, vader_labels(parts), strict=True)),
             "labels of the VADER lexicon: the source has none",
         )
     whole = [(review.text, review.label) for review in reviews if review.label]
-    short = [(part, review.label) for part, review in zip(parts, reviews, strict=True) if review.label]
+    short = [(part, label) for text, label in whole if (part := _part(text, partial(_agrees, label), rng))]
     if any(label == "neutral" for _, label in whole):
-        return LabelledTexts(whole, short, "labels of the source")
-    neutral = [(text, SENTIMENTS[1]) for review in reviews if (text := _saying_nothing(review.text, rng))]
-    made = "positive and negative: labels of the source; neutral: sentences in which the VADER lexicon finds nothing"
+        return LabelledTexts(whole, short, "labels of the source; of short parts where the VADER lexicon agrees")
+    nothing = partial(_agrees, SENTIMENTS[1])  # sentences that say nothing are short: rather two of them than one
+    neutral = [(part, SENTIMENTS[1]) for text, _ in whole if (part := _part(text, nothing, rng, (2, 1)))]
+    made = (
+        "positive and negative: labels of the source, of short parts only where the VADER lexicon agrees; neutral: "
+        "short parts in which the VADER lexicon finds nothing"
+    )
     return LabelledTexts(whole, [*short, *neutral], made)
 
 
@@ -75,18 +82,20 @@ def _sentences(text: str) -> list[str]:
     return [s for s in re.split(r"(?<=[.!?])\s+", text) if len(s.split()) >= SHORT[0]] or [text]
 
 
-def _part(text: str, rng: random.Random) -> str:
-    """From the start of a sentence on, as many words as a response has."""
+def _part(text: str, wanted: Callable[[float], bool], rng: random.Random, sizes: Sequence[int] = (1,)) -> str | None:
+    """So many sentences on end, the first of `sizes` that there are, cut to as many words as a response has, whose
+    VADER score is as wanted."""
     sentences = _sentences(text)
-    start = rng.randrange(len(sentences))
-    return " ".join(" ".join(sentences[start:]).split()[: rng.randint(10, SHORT[1])])
+    runs = []
+    for n in sizes:
+        some = [sentences[at : at + n] for at in range(len(sentences) - n + 1)]
+        runs += rng.sample(some, len(some))
+    cut = (" ".join(" ".join(run).split()[: SHORT[1]]) for run in runs)
+    return next((part for part in cut if wanted(vader_scores([part])[0])), None)
 
 
-def _saying_nothing(text: str, rng: random.Random) -> str | None:
-    sentences = _sentences(text)
-    rng.shuffle(sentences)
-    scored = zip(sentences, vader_scores(sentences), strict=True)
-    return next((" ".join(s.split()[: SHORT[1]]) for s, score in scored if abs(score) < NOTHING_SAID), None)
+def _agrees(label: Sentiment, score: float) -> bool:
+    return label == ("neutral" if abs(score) < NOTHING_SAID else "positive" if score > 0 else "negative")
 
 
 def _own_sentences(reviews: list[Review], rng: random.Random) -> list[Labelled]:

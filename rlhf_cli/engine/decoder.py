@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_cli.engine.lora import summed_weights
+
 KINDS = ("qwen2", "qwen3", "llama", "mistral", "smollm3", "gemma", "granite")
 """`model_type`s that are described here."""
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -146,8 +148,8 @@ LINEARS = {
 
 
 def named_weights(model: Any) -> dict[str, Tensor]:
-    """The model's parameters by name, tied ones under each of their names."""
-    return dict(model.named_parameters(remove_duplicate=False))
+    """The model's parameters by name, tied ones under each of their names; with its adapters added."""
+    return summed_weights(model, dict(model.named_parameters(remove_duplicate=False)))
 
 
 def layer_weights(weights: dict[str, Tensor], decoder: Decoder) -> list[LayerWeights]:

@@ -13,7 +13,7 @@ import torch
 from rlhf_cli.config import hub
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import GGUF, is_gguf, names_a_folder
-from rlhf_cli.engine import plain
+from rlhf_cli.engine import lora, plain
 from rlhf_cli.engine.dropout import without_dropout
 from rlhf_cli.engine.gate import facts_of, way_of
 from rlhf_cli.engine.value_head import ValueModel, head_size, restore_head, saved_head
@@ -22,6 +22,10 @@ from rlhf_cli.engine.value_head import ValueModel, head_size, restore_head, save
 def load_actor(path: str, *, device: torch.device, dtype: torch.dtype = torch.float32) -> Any:
     """A causal LM without dropout, with the attention it was made with. Its generation_config is kept for saving and
     never used for rollouts. Raises UserError where the model is no causal LM."""
+    if (adapter := lora.saved_config(path)) is not None:
+        model = _checked(_causal_lm(adapter["base_model_name_or_path"], device, dtype=dtype))
+        lora.load(model, path)
+        return model
     return _checked(_causal_lm(path, device, dtype=dtype))
 
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rlhf_cli.engine.lora import adapters_of
 from rlhf_cli.rl.rollout import Rollout
 
 CACHES = ("cache", "past_key_values", "cache_params", "state")
@@ -60,7 +61,12 @@ def call(
     given = {name: value for name, value in given.items() if name in names}
     if cache is not None:
         given[cache_name(names)] = cache
-    return model(input_ids=ids, **given)
+    adapters = adapters_of(model)
+    if adapters is None:
+        return model(input_ids=ids, **given)
+    weights = adapters.added({f"{name}.weight": model.get_submodule(name).weight for name in adapters.names})
+    sums = {f"{name}.weight": weights[f"{name}.weight"] for name in adapters.names}
+    return torch.func.functional_call(model, sums, kwargs={"input_ids": ids, **given})
 
 
 def cache_name(names: frozenset[str]) -> str:

@@ -24,8 +24,6 @@ from rlhf_cli.preferences.classify import Enough, Examined, descend_with_adamw, 
 QUALITY = "quality.json"
 WORTH_IT = 0.7
 """Of float32's time: products in bfloat16 must take less, since not all of a step is products."""
-PARTS = 3
-"""One short part in so many is trained on: it need not say what its review says, and its label is the review's."""
 LOOKED_AT = 400
 """Held-out texts that decide when training ends."""
 
@@ -107,7 +105,7 @@ def material(reviews: list[Review], recipe: Recipe, *, seed: int) -> Material:
 
     ids = [review.id for review, (_, label) in zip(held, judged.whole, strict=True) if label in recipe.classes]
     made = Material(
-        train=_sample(wanted([*texts.whole, *_trusted(texts.short, to_train)]), recipe.texts, seed),
+        train=_sample(wanted([*texts.whole, *texts.short]), recipe.texts, seed),
         looked=_sample(wanted([*to_look.whole, *to_look.short]), LOOKED_AT, seed),
         held={kind: rows for kind in ("short", "whole") if (rows := wanted(getattr(judged, kind)))},
         reviews=ids,
@@ -116,14 +114,6 @@ def material(reviews: list[Review], recipe: Recipe, *, seed: int) -> Material:
     if missing := [name for name in recipe.classes if not made.counts[name]]:
         raise UserError(f"no text to train on is {' or '.join(missing)}: give more reviews (data.source=)")
     return made
-
-
-def _trusted(short: list[Labelled], reviews: list[Review]) -> list[Labelled]:
-    """All that are neutral or that the source labels by themselves; of the others a few."""
-    if all(review.sentences for review in reviews):
-        return short
-    neutral, others = ([row for row in short if (row[1] == "neutral") == yes] for yes in (True, False))
-    return [*neutral, *others[::PARTS]]
 
 
 def _sample(texts: list[Labelled], count: int, seed: int) -> list[Labelled]:
@@ -252,8 +242,10 @@ tags: [sentiment]
 # A classifier of sentiment: {", ".join(trained.classes)}
 
 Fine-tuned from `{Path(start).name if Path(start).exists() else start}` by `rlhf classifier-train`, seed {seed}, in
-{trained.seconds:.0f} seconds, with torch {torch.__version__} and transformers {transformers.__version__}. Use it: `rlhf
-train reward=minilm reward.path=<this folder>`, or `transformers.pipeline("text-classification", "<this folder>")`.
+{trained.seconds:.0f} seconds, with torch {torch.__version__} and transformers {transformers.__version__}. Use it:
+
+    rlhf train reward=minilm reward.path=<this folder>
+    transformers.pipeline("text-classification", "<this folder>")
 
 - Trained on {counts} texts of `{Path(source).name}`{part}. Labels: {texts.made}.
   {trained.cut["train"]} of them were cut to {recipe.max_tokens} tokens.

@@ -15,18 +15,20 @@ import torch
 from rlhf_cli.build.experiment import Experiment
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
-from rlhf_cli.engine import processes
+from rlhf_cli.engine import lora, processes
 from rlhf_cli.runs.status import write_atomic
 from rlhf_cli.training.policy import models
 
 MANIFEST = "manifest.json"
 
 
-def save_checkpoint(run: Path, step: int, experiment: Experiment, extra: dict[str, Any]) -> Path:
+def save_checkpoint(
+    run: Path, step: int, experiment: Experiment, extra: dict[str, Any], *, merge: bool = False
+) -> Path:
     """Write checkpoints/step_000120 (temporary name, manifest, fsync, rename), then `checkpoints/last`.
 
-    `extra`: further fields of its state.json. If that fails, nothing of it is left, and earlier checkpoints are
-    untouched.
+    `extra`: further fields of its state.json. `merge`: adapters, added to the weights, in actor_merged/ too. If that
+    fails, nothing of it is left, and earlier checkpoints are untouched.
     """
     folder = run / "checkpoints" / f"step_{step:06d}"
     trainer = trainer_state(experiment)  # a collective call: every process holds a part of a sharded model
@@ -39,7 +41,7 @@ def save_checkpoint(run: Path, step: int, experiment: Experiment, extra: dict[st
         shutil.rmtree(left_by_a_killed_run)
     temporary.mkdir(parents=True)
     try:
-        _write(temporary, experiment, weights)
+        _write(temporary, experiment, weights, merge=merge)
         torch.save(trainer, temporary / "trainer.pt")
         (temporary / "state.json").write_text(json.dumps({"step": step, **extra}), encoding="utf-8")
         _seal(temporary)
@@ -76,10 +78,16 @@ def restore_trainer(experiment: Experiment, trainer: dict[str, Any]) -> None:
         experiment.reward.moments.load_state_dict(seen)
 
 
-def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]]) -> None:
+def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]], *, merge: bool) -> None:
     """The models, each in a folder of its own. The reference model only where it is refreshed."""
     (actor, critic, reference), policy = weights, experiment.policy
-    policy.model.save_pretrained(temporary / "actor", **actor)
+    if lora.adapters_of(policy.model) is None:
+        policy.model.save_pretrained(temporary / "actor", **actor)
+    else:
+        lora.save(policy.model, temporary / "actor")
+    if merge and lora.adapters_of(policy.model) is not None:
+        policy.model.save_pretrained(temporary / "actor_merged", state_dict=lora.merged_state(policy.model))
+        policy.tokenizer.save_pretrained(temporary / "actor_merged")
     policy.tokenizer.save_pretrained(temporary / "actor")
     if experiment.critic is not None:
         experiment.critic.model.save_pretrained(temporary / "critic", **critic)
@@ -113,7 +121,7 @@ def checkpoint_bytes(experiment: Experiment) -> int:
     """An estimate: weights, and AdamW's two float32 moments of each trained one."""
     actor, critic, reference = models(experiment.policy, experiment.critic, experiment.reference)
     trained = [model for model in (actor, critic) if model is not None]
-    size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in model.parameters())
+    size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in lora.learned(model))
     if experiment.outer is not None:
         size += sum(p.numel() * p.element_size() for p in reference.parameters())
     return size

@@ -21,6 +21,8 @@ class HackingWatch:
     """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
     indices: list[tuple[int, float]] = field(default_factory=list)
     """(step, index) of every validation after the first."""
+    since: int = -1
+    """What was seen up to this step has been answered."""
 
     @staticmethod
     def of(folder: Path, threshold: float) -> "HackingWatch":
@@ -37,7 +39,7 @@ class HackingWatch:
     @property
     def onset(self) -> int | None:
         """The step at which hacking began, if it did."""
-        return onset(self.indices, self.threshold)
+        return onset([(step, index) for step, index in self.indices if step > self.since], self.threshold)
 
     @property
     def suspicious(self) -> bool:

@@ -15,8 +15,9 @@ from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import peak_mb
 from rlhf_cli.runs.best import Best
-from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint
+from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint, step_of
 from rlhf_cli.runs.folder import check_record, first_line
+from rlhf_cli.runs.hacking_answers import Answers
 from rlhf_cli.runs.hacking_watch import HackingWatch, account
 from rlhf_cli.runs.nonfinite import report_nonfinite
 from rlhf_cli.runs.status import write_status
@@ -42,6 +43,9 @@ class Session:
     """Config, prompts and versions: saved with a checkpoint, compared on resume."""
     alerted: bool
     """Whether the hacking was already reported."""
+    answers: Answers
+    back: Path | None = None
+    """The checkpoint that the run is to go back to."""
 
     def take(self, step: int) -> dict[str, float]:
         """Train, validate if it is time, log; returns the step's metrics."""
@@ -60,7 +64,29 @@ class Session:
             self.trackers.alert(
                 f"reward hacking from step {self.watch.onset}", account(metrics, self.folder / "samples.jsonl")
             )
+        if self.watch.onset is not None and self.watch.indices[-1][0] == step:
+            self.answer(step, self.watch.onset, metrics)
         return metrics
+
+    def answer(self, step: int, onset: int, metrics: dict[str, float]) -> None:
+        """Do what stop.on_hacking says, and say so."""
+        say, answers, algo = self.trackers.message, self.answers, self.experiment.algo
+        match answers.next():
+            case "warn":
+                say(f"reward hacking at step {step}: {account(metrics, self.folder / 'samples.jsonl')}")
+            case "raise_beta":
+                beta = answers.raised(algo)
+                distributed.first(lambda: answers.note("raise_beta", step=step, onset=onset, beta=beta))
+                self.watch.since = answers.last if distributed.is_first() else step
+                say(f"reward hacking from step {onset}: algo.beta is {beta:g} from step {step + 1} on")
+            case "rollback":
+                self.back = distributed.first(lambda: answers.back_to(onset))
+                if self.back is None:
+                    say("stop.on_hacking=rollback: there is no checkpoint from before, so the run stops")
+                    return
+                beta, to = answers.raised(algo), step_of(self.back)
+                distributed.first(lambda: answers.note("rollback", step=step, onset=onset, beta=beta, to=to))
+                say(f"reward hacking from step {onset}: back to step {to}, with algo.beta {beta:g}")
 
     def learn(self, step: int) -> dict[str, float]:
         """A training step with its timings, peak memory, the outer loop, and what is done about non-finite numbers."""
@@ -92,11 +118,11 @@ class Session:
     @property
     def hacked(self) -> bool:
         """Whether the run is to stop because its reward is hacked."""
-        return self.config.stop.on_hacking and self.watch.onset is not None
+        return self.watch.onset is not None and (self.answers.next() == "stop" or self.back is not None)
 
     def due(self, step: int, metrics: dict[str, float]) -> bool:
         """Whether a checkpoint is due after this step."""
-        stops = self.config.stop.on_hacking
+        stops = self.answers.saves_before
         if stops and self.watch.suspicious:
             return False  # the checkpoint from before stays the newest, and the best
         best = self.validates(step) and self.best.beaten(step, metrics)
@@ -104,7 +130,9 @@ class Session:
 
     def save(self, step: int) -> None:
         extra = {"wandb_run_id": self.trackers.wandb_run_id, "best": self.best.known, **self.origin}
-        saved = save_checkpoint(self.folder, step, self.experiment, extra)
+        extra["answers"] = len(self.answers.given)
+        merge = self.config.checkpoint.merge
+        saved = save_checkpoint(self.folder, step, self.experiment, extra, merge=merge)
         if distributed.is_first():
             wanted = self.config.checkpoint
             self.best.name(saved)
@@ -154,7 +182,13 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         group=config.tracking.group or group,
         run_id=saved.get("wandb_run_id"),
     )
-    watch = distributed.first(lambda: HackingWatch.of(folder, config.stop.hacking_index))
+    wanted, begun = config.stop, start if checkpoint else None
+    watch = distributed.first(lambda: HackingWatch.of(folder, wanted.hacking_index))
+    answers = distributed.first(
+        lambda: Answers.of(folder, kind=wanted.on_hacking, factor=wanted.raise_by, most=wanted.times, start=begun)
+    )
+    watch.since = answers.last
+    answers.catch_up(experiment.algo, int(saved.get("answers", 0)))
     return Session(
         config=config,
         folder=folder,
@@ -166,6 +200,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         warnings=Warnings(precision="bf16" if experiment.compute.dtype.itemsize == 2 else "fp32"),
         origin=origin,
         alerted=watch.onset is not None,
+        answers=answers,
     )
 
 

@@ -33,6 +33,12 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         outcome = "failed"
         try:
             metrics = run(session, stop)
+            while (back := session.back) is not None:
+                session.trackers.finish("interrupted")
+                del session
+                with stop.at_once():
+                    session = open_session(config, folder, back, group)
+                metrics = run(session, stop)
             outcome = "done"
         except Interrupted:
             outcome = "interrupted"
@@ -68,6 +74,8 @@ def run(session: Session, stop: StopRequest) -> dict[str, float]:
     for step in session.steps:
         metrics = session.take(step)
         stop.signal = distributed.any_of(stop.signal)
+        if session.back is not None:
+            return metrics
         if session.hacked:
             session.trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(session.folder)}")
             break

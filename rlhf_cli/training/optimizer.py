@@ -11,6 +11,7 @@ from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.engine.lora import learned
 from rlhf_cli.engine.memory import make_room, out_of_memory
 
 
@@ -52,11 +53,11 @@ class Optimizer:
         also_lr: float | None = None,
     ) -> None:
         self.model, self.lr, self.schedule, self.max_grad_norm = model, lr, schedule, max_grad_norm
-        also = list(also)
-        self.parameters = [*model.parameters(), *also]
+        own, also = learned(model), list(also)
+        self.parameters = [*own, *also]
         groups: list[dict[str, Any]] = [{"params": self.parameters}]
         if also and also_lr is not None:
-            groups = [{"params": list(model.parameters())}, {"params": also, "lr": also_lr}]
+            groups = [{"params": own}, {"params": also, "lr": also_lr}]
         # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
         fused = not distributed.is_split(model)
         self.adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
