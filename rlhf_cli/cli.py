@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
     "compare": "two checkpoints side by side: rlhf compare <run> <run>",
     "frontier": "reward against KL: what runs reached, and what could have been reached",
+    "audit": "what raises a reward without raising gold: rlhf audit reward=vader",
     "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",

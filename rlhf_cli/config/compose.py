@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.arguments import quoted
+from rlhf_cli.config.audit_schema import AuditConfig
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
@@ -216,6 +217,7 @@ def schema_of(command: str) -> type[Section]:
         "reward-train": RewardTrainConfig,
         "classifier-train": ClassifierTrainConfig,
         "probe": ProbeConfig,
+        "audit": AuditConfig,
         "models": ModelsConfig,
     }
     return schemas.get(command, Config)

@@ -13,7 +13,14 @@ ideas of backslashes, `${`, `+` and commas."""
 NAMED = ("imdb", "generated", "auto")
 MODELS = ("actor", "critic", "reward", "gold")
 FUNCTIONS = (("reward", "fn"), ("gold", "fn"), ("algo", "loss"))
-FILES = (("data", "source"), ("algo", "ptx_source"), ("reward_train", "data"), ("probe", "file"), ("probe", "run"))
+FILES = (
+    ("data", "source"),
+    ("algo", "ptx_source"),
+    ("reward_train", "data"),
+    ("probe", "file"),
+    ("probe", "run"),
+    ("audit", "run"),
+)
 FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
 
 
