@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.config import compose
+from rlhf_cli.config import compose, schemas
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.compose import CONF, added, changed, flat, nested
 from rlhf_cli.config.errors import UserError
@@ -141,7 +141,7 @@ def test_a_change_is_refused_also_of_a_key_that_the_saved_config_lacks(
     [line] = [line for line in capsys.readouterr().out.splitlines() if "made before these keys existed" in line]
     assert "stop.on_hacking=false" in line
     assert "hacking_index" not in line
-    assert saved(home)["stop"] == {"on_hacking": False, "hacking_index": 0.9}
+    assert saved(home)["stop"] == {"on_hacking": False, "hacking_index": 0.9, "raise_by": 2.0, "times": 3}
 
 
 class Early(Section):
@@ -167,7 +167,12 @@ def newer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = (conf / "train.yaml").read_text()
     (conf / "train.yaml").write_text(train.replace("\nseed:", "\npatience: 3\nearly: {after: 4, of: [val/kl]}\nseed:"))
     (conf / "algo" / "ppo.yaml").write_text((conf / "algo" / "ppo.yaml").read_text() + "\nmomentum: 0.9\n")
-    for module, name, value in ((compose, "CONF", conf), (sweep, "CONF", conf), (compose, "Config", Newer)):
+    for module, name, value in (
+        (compose, "CONF", conf),
+        (sweep, "CONF", conf),
+        (compose, "Config", Newer),
+        (schemas, "Config", Newer),
+    ):
         monkeypatch.setattr(module, name, value)
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+NOISE = 0.03
 BELIEVABLE = 4.0
 """Samples a prompt that the weights of the optimal policy must be worth, for its estimate to mean anything."""
 
@@ -110,11 +111,12 @@ def fitted(kls: list[float], values: list[float]) -> Curve | None:
 
 
 def past_the_peak(kls: list[float], golds: list[float]) -> bool:
-    """Whether the fitted gold curve has turned before the last validation, and gold is below its best."""
+    """Whether the fitted gold curve has turned before the last validation, and gold is below its best by more than two
+    validations of a few hundred responses differ by chance."""
     curve = fitted(kls, golds)
     if curve is None or curve.peak is None or not curve.peak < kls[-1]:
         return False
-    return golds[-1] < max(golds)
+    return golds[-1] < max(golds) - NOISE
 
 
 def reached(point: Point, best: list[BestOfN]) -> float | None:
