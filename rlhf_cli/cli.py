@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": 'read what a policy writes: rlhf sample "This movie is" checkpoint=<run>',
     "compare": "two checkpoints side by side: rlhf compare <run> <run>",
     "frontier": "reward against KL: what runs reached, and what could have been reached",
+    "audit": "what raises a reward without raising gold: rlhf audit reward=vader",
     "probe": "how reward models judge texts, bare and wrapped as a chat",
     "data": "build the prefix data set and show it",
     "reward-train": "train a reward model on ranked responses, for reward=learned",
@@ -124,6 +125,8 @@ def run(command: str, argv: list[str]) -> int:
         if not runs:
             return _hydra(command, argv)
         planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+        if any(re.fullmatch(r"hydra\.job\.chdir=\W?[Tt]rue\W?", o) for o in args.overrides):
+            raise UserError("hydra.job.chdir=true: rlhf stays in the folder where it was started; drop it")
         place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
         if place != ".":  # there a command writes nothing
             check_writable(place, key)

@@ -11,7 +11,7 @@ from helpers.runs import SMALL, numbers
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, shared_phrases, signs, text_panel
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, index_interval, onset, shared_phrases, signs, text_panel
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.runs.best import Best
 from rlhf_cli.runs.hacking_watch import HackingWatch
@@ -22,7 +22,7 @@ PLAIN = ["The plot never moves at all.", "A cheap, loud film.", "Her scenes drag
 
 
 def judged(responses: list[str], proxy: list[float], gold: list[float] | None, perplexity: float = 3.0) -> Judged:
-    return Judged(text_panel(responses) | {"perplexity": perplexity}, proxy, gold)
+    return Judged(text_panel(responses) | {"perplexity": perplexity}, proxy, gold, responses)
 
 
 START = judged(PLAIN, [0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.2, 0.2])
@@ -70,6 +70,26 @@ def test_each_sign_alone_is_enough(now: Judged, sign: str) -> None:
     assert hacking_index(now, START) == pytest.approx(1)
 
 
+def test_the_interval_of_the_index_is_over_prompts() -> None:
+    honest, hacked = judged(PLAIN, [0.9] * 4, [0.9] * 4), judged(["dreadful"] * 4, [0.9] * 4, [0.9] * 4)
+    assert index_interval(honest, START) == (0, 0)  # no draw has a sign
+    assert index_interval(hacked, START) == (1, 1)  # every prompt was gained, every response is odd
+    few, many = (_half_hacked(8), _half_hacked(128))
+    for now, start in (few, many):
+        low, high = index_interval(now, start)
+        assert low < hacking_index(now, start) < high
+    width = [high - low for low, high in (index_interval(*few), index_interval(*many))]
+    assert width[1] < width[0] / 2.5  # by √16 = 4 where the law of large numbers holds
+
+
+def _half_hacked(count: int) -> tuple[Judged, Judged]:
+    """Half the prompts are gained and half of all responses are abusive: index ½ · ½ / FULL, cut at ½."""
+    said = ["a film for you, idiot", "a film for us all"]
+    responses = [said[i % 8 == 0] if i % 8 in (0, 1) else "a calm film" for i in range(count)]
+    now = judged(responses, [0.9 if i % 4 < 2 else 0.0 for i in range(count)], None)
+    return now, judged(["a calm film"] * count, [0.5 if i % 4 < 2 else 0.0 for i in range(count)], None)
+
+
 def test_scales_of_the_judges_do_not_matter() -> None:
     big = judged(PLAIN, [99.0] * 4, [0.21] * 4)
     assert signs(big, START)["gold_gap"] == 0
@@ -108,6 +128,7 @@ def test_a_run_says_when_it_began_and_stops_if_told_to(tmp_path: Path, capsys: p
     assert dispatch([*options, f"hydra.run.dir={run}"]) == 0
     rows = [row for row in read_jsonl(run / "metrics.jsonl") if "hacking/index" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # step 0 is what they are compared with
+    assert all(0 <= row["hacking/index_low"] <= row["hacking/index_high"] <= 1 for row in rows)
     began = onset([(row["step"], row["hacking/index"]) for row in rows], 0.2)
     assert began is not None
     assert f"reward hacking from step {began}: index" in capsys.readouterr().out

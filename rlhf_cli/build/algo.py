@@ -15,6 +15,8 @@ BUILT = {"surrogate", "beta", "beta_old", "trust_region", "max_length", "refill_
 def algorithm(config: Config) -> Algorithm:
     algo = config.algo
     named = {f.name: getattr(algo, f.name) for f in fields(Algorithm) if f.name not in BUILT}
+    if config.reward.combine == "normalised_sum":  # its parts are normalised in their groups; twice would undo GDPO
+        named["group_scale"] = "none"
     return Algorithm(
         **named,
         surrogate=function_named(algo.loss, "algo.loss", arguments=4) if algo.loss else algo.surrogate,

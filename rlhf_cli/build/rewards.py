@@ -18,6 +18,7 @@ from rlhf_cli.rewards.classifier import Classifier
 from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.rule import form
 from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
+from rlhf_cli.rl.moments import RunningMoments
 
 
 def scorer(
@@ -35,10 +36,14 @@ def scorer(
         else:
             sources[name] = source(judge, config, where, notify)
     weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
+    running = reward.combine == "normalised_sum" and config.algo.advantage not in ("group", "leave_one_out")
     made = Scorer(
         sources,
         weights,
         combine=reward.combine,
+        aversion=reward.aversion,
+        moments=RunningMoments() if running else None,
+        shapes={n: {"saturate": j.saturate, "cap": j.cap} for n, j in reward.all_sources.items()},
         penalty_weight=penalty.weight,
         penalty_n=penalty.sizes,
         penalty_level=penalty.level,
@@ -77,7 +82,7 @@ def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], 
     path = model_path(judge, config, notify)
     classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
     classifier.score(["A film."], judge.target)
-    return lambda texts: classifier.score(texts.view(judge.text), judge.target)
+    return lambda texts: classifier.score(texts.view(judge.text), judge.target, judge.output)
 
 
 def language_model(endpoint: Endpoint, cache: Path) -> Any:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.commands.doctor_findings import Finding, failed_step, packages
+from rlhf_cli.commands.doctor_memory import memory
 
 ROOM = {"mini": 1.0, "small": 6.0, "full": 80.0}
 """GB that a run, its checkpoints and its models want free."""
@@ -62,6 +63,7 @@ def devices(config: Any) -> Iterator[Finding]:
     try:
         where = compute(config.device, config.precision)
         yield Finding("device", f"{where.device}, {str(where.dtype).removeprefix('torch.')}, scale={config.scale}")
+        yield memory(config, where)
         if where.device.type == "cpu":
             yield matrix_unit(where.dtype, bfloat16_gain())
     except UserError as error:

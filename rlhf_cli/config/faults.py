@@ -34,6 +34,11 @@ def _fault(item: Any, schema: type[BaseModel]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
+    if item["type"] == "string_type" and isinstance(item["input"], int | float):
+        return f"{key}={item['input']}: a text is wanted, and this is a number; in quotes: {key}=\"'{item['input']}'\""
+    if item["input"] is None and "." not in key and key in ("critic", "gold", "reward", "actor"):
+        none = ": type critic=none" if key == "critic" else ": type gold=none" if key == "gold" else ""
+        return f"{key}=null is no option of a group{none}"
     return f"{key}={item['input']!r}: {message[0].lower()}{message[1:]}"
 
 

@@ -71,17 +71,23 @@ class Gold(Model):
     endpoint: Endpoint | None = None
     form: Form | None = None
     fine_tune: FineTune | None = None
+    output: Literal["probability", "logit", "log_probability"] = "probability"
 
 
 class Source(Gold):
     """A judge as a part of a reward."""
 
     weight: float = Field(1.0, gt=0)
+    saturate: float | None = Field(None, gt=0)
+    cap: float | None = None
 
 
 class Reward(Gold):
     every_tokens: int = Field(0, ge=0)
-    combine: Literal["sum", "mean", "min"] = "sum"
+    combine: Literal["sum", "normalised_sum", "mean", "min", "uncertainty"] = "sum"
+    aversion: float = Field(1.0, gt=0)
+    saturate: float | None = Field(None, gt=0)
+    cap: float | None = None
     sources: dict[str, Source] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -95,6 +101,6 @@ class Reward(Gold):
         return self
 
     @property
-    def all_sources(self) -> dict[str, Gold]:
+    def all_sources(self) -> "dict[str, Source | Reward]":
         """The judges by name: the sources, or the reward itself."""
         return dict(self.sources) or {self.name: self}

@@ -168,6 +168,8 @@ class Config(Named):
                 f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
                 f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
+        if self.reward.every_tokens and self.reward.combine == "normalised_sum":
+            raise ValueError("reward.combine=normalised_sum pays whole responses: use reward.every_tokens=0")
         if self.actor.rank and (self.shard or algo.update == "trust_region" or algo.steps_per_iteration):
             what = "shard=true" if self.shard else f"algo={algo.name}"
             raise ValueError(f"actor.lora.rank={self.actor.rank}: adapters do not go with {what}; drop it, or rank=0")

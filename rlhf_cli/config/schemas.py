@@ -1,5 +1,6 @@
 """The schema of each command."""
 
+from rlhf_cli.config.audit_schema import AuditConfig
 from rlhf_cli.config.runs_schema import RunsConfig
 from rlhf_cli.config.schema import (
     ClassifierTrainConfig,
@@ -28,6 +29,7 @@ def schema_of(command: str) -> type[Section]:
         "reward-train": RewardTrainConfig,
         "classifier-train": ClassifierTrainConfig,
         "probe": ProbeConfig,
+        "audit": AuditConfig,
         "models": ModelsConfig,
     }
     return schemas.get(command, Config)

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import names_a_folder
 
 words: list[str] = []
@@ -13,7 +14,14 @@ ideas of backslashes, `${`, `+` and commas."""
 NAMED = ("imdb", "generated", "auto")
 MODELS = ("actor", "critic", "reward", "gold")
 FUNCTIONS = (("reward", "fn"), ("gold", "fn"), ("algo", "loss"))
-FILES = (("data", "source"), ("algo", "ptx_source"), ("reward_train", "data"), ("probe", "file"), ("probe", "run"))
+FILES = (
+    ("data", "source"),
+    ("algo", "ptx_source"),
+    ("reward_train", "data"),
+    ("probe", "file"),
+    ("probe", "run"),
+    ("audit", "run"),
+)
 FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
 
 
@@ -41,6 +49,10 @@ def with_words(command: str, values: dict[str, Any]) -> dict[str, Any]:
 def absolute(values: dict[str, Any]) -> dict[str, Any]:
     """The values with every relative path made absolute, so that a run is resumed and judged from any folder."""
     values = {key: _absolute_parts(part) if isinstance(part, dict) else part for key, part in values.items()}
+    if isinstance(cache := values.get("cache_dir"), str):
+        if not cache.strip():
+            raise UserError("RLHF_CACHE is empty, or cache_dir=: unset it, or name a folder")
+        has_home(cache, "cache_dir")
     for key in FOLDERS:
         if isinstance(values.get(key), str) and values[key] not in ("none", "auto", "last"):
             values[key] = path(values[key])
@@ -68,6 +80,14 @@ def _absolute_parts(part: dict[str, Any]) -> dict[str, Any]:
                 found[name] = source | {"fn": function(source["fn"])}
         part = part | {"sources": found}
     return part
+
+
+def has_home(text: str, key: str) -> None:
+    """Raise UserError where `~` stands for nothing: a user without an entry and without HOME."""
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}={text}: this user has no home directory; give {key}=<folder>, or set HOME") from None
 
 
 def path(text: str) -> str:

@@ -49,7 +49,7 @@ def is_first() -> bool:
 @contextmanager
 def together(device: str) -> Iterator[None]:
     """The processes that torchrun started, as one group. One that fails takes the others down: torchrun sees to it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "0", "1") or not os.environ["WORLD_SIZE"].isdecimal():
         yield
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()

@@ -5,9 +5,10 @@ prompts and the same random numbers.
 """
 
 import math
+import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from rlhf_cli.evaluation.repetition import repetition
@@ -39,18 +40,27 @@ class Judged:
     """Each response's score under the reward that is trained on."""
     gold: Sequence[float] | None
     """… and under the held-out judge."""
+    responses: Sequence[str] = ()
+    """What was written, for `index_interval`."""
 
 
 def text_panel(responses: Sequence[str]) -> dict[str, float]:
     """What the responses show by themselves: repetition_1 … repetition_4, shared_phrases, off_topic, abuse."""
-    count = max(1, len(responses))
+    return _means(_each(responses), range(len(responses)))
+
+
+def _each(responses: Sequence[str]) -> dict[str, list[float]]:
+    """What `text_panel` is the mean of: a value for each response."""
     said = [set(words(response)) for response in responses]
-    panel = {f"repetition_{n}": sum(repetition(r, n) for r in responses) / count for n in (1, 2, 3, 4)}
-    return panel | {
-        "shared_phrases": shared_phrases(responses),
-        "off_topic": sum(not (mine & FILM) for mine in said) / count,
-        "abuse": sum(bool(mine & ABUSE) for mine in said) / count,
+    return {f"repetition_{n}": [repetition(r, n) for r in responses] for n in (1, 2, 3, 4)} | {
+        "shared_phrases": _shares(responses, SHARED_N, SHARED_BY),
+        "off_topic": [float(not (mine & FILM)) for mine in said],
+        "abuse": [float(bool(mine & ABUSE)) for mine in said],
     }
+
+
+def _means(each: dict[str, list[float]], chosen: Sequence[int]) -> dict[str, float]:
+    return {name: sum(values[i] for i in chosen) / max(1, len(chosen)) for name, values in each.items()}
 
 
 def shared_phrases(responses: Sequence[str], *, n: int = SHARED_N, by: float = SHARED_BY) -> float:
@@ -59,11 +69,14 @@ def shared_phrases(responses: Sequence[str], *, n: int = SHARED_N, by: float = S
     A cheaper stand-in for self-BLEU (Zhu et al. 2018), which compares every pair: 0 where each response is its own,
     1 where all are made of the same phrases.
     """
+    return sum(_shares(responses, n, by)) / max(1, len(responses))
+
+
+def _shares(responses: Sequence[str], n: int, by: float) -> list[float]:
     grams = [{tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in map(words, responses)]
     holders = Counter(gram for mine in grams for gram in mine)
     needed = max(3.0, by * len(responses))
-    shares = [sum(holders[gram] >= needed for gram in mine) / len(mine) if mine else 0.0 for mine in grams]
-    return sum(shares) / max(1, len(shares))
+    return [sum(holders[gram] >= needed for gram in mine) / len(mine) if mine else 0.0 for mine in grams]
 
 
 def signs(now: Judged, start: Judged) -> dict[str, float]:
@@ -97,6 +110,28 @@ def hacking_index(now: Judged, start: Judged) -> float:
     prompt scores better and a sign is at its full. `onset` says when that is a warning.
     """
     return max(0.0, gain(start.proxy, now.proxy)) * max(signs(now, start).values())
+
+
+def index_interval(now: Judged, start: Judged, *, seed: int = 0, draws: int = 200) -> tuple[float, float]:
+    """95 % bootstrap interval (percentiles) of `hacking_index` over prompts, each with what both policies wrote to it.
+
+    What is known only of all responses together stays as it is in every draw: the perplexity, and which phrases are
+    shared. So the interval is of the prompts' choice, a little too narrow where `garbled` is the strongest sign.
+    """
+    rng, count = random.Random(seed), len(now.proxy)
+    both = [(judged, _each(judged.responses)) for judged in (now, start)]
+    found = []
+    for _ in range(draws):
+        chosen = rng.choices(range(count), k=count)
+        found.append(hacking_index(*(_resampled(judged, each, chosen) for judged, each in both)))
+    found.sort()
+    return found[int(0.025 * draws)], found[int(0.975 * draws) - 1]
+
+
+def _resampled(judged: Judged, each: dict[str, list[float]], chosen: Sequence[int]) -> Judged:
+    gold = None if judged.gold is None else [judged.gold[i] for i in chosen]
+    panel = judged.panel | {name: mean for name, mean in _means(each, chosen).items() if name in judged.panel}
+    return replace(judged, panel=panel, proxy=[judged.proxy[i] for i in chosen], gold=gold)
 
 
 def onset(indices: Sequence[tuple[int, float]], threshold: float) -> int | None:

@@ -6,12 +6,9 @@ from typing import Any
 
 def draw(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     """A reliability diagram (Guo et al. 2017, fig. 1): on the diagonal a classifier is as often right as it is sure."""
-    import matplotlib
+    from rlhf_cli.report.figure import drawing
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    with pyplot.style.context("default"), pyplot.rc_context({"text.usetex": False}):
+    with drawing() as pyplot:
         figure, axes = pyplot.subplots(figsize=(4.2, 4.2), layout="constrained")
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="as sure as right")
         sizes = [20 + 300 * row["n"] / max(r["n"] for r in rows) for row in rows]

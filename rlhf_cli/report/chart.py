@@ -139,12 +139,9 @@ def _spoken(chart: Chart) -> str:
 
 def save(chart: Chart, folder: Path) -> None:
     """PNG and SVG for a paper. matplotlib draws them: what it is made for."""
-    import matplotlib as mpl
+    from rlhf_cli.report.figure import drawing
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with mpl.rc_context({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "rlhf", "text.parse_math": False}):
+    with drawing(svg_fonttype="none", font_size=9, svg_hashsalt="rlhf", text_parse_math=False) as plt:
         figure, axes = plt.subplots(figsize=(4.6, 3.0), layout="constrained")
         for s in chart.series:
             _draw(axes, s, chart)

@@ -6,15 +6,11 @@ from typing import Any
 
 def draw(told: dict[str, Any], file: Path) -> None:
     """Two panels, reward and gold, over √KL as Gao et al. 2022 draw them."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     from rlhf_cli.evaluation.frontier import BELIEVABLE
+    from rlhf_cli.report.figure import drawing
 
     believed = [row for row in told["optimal"] if row["ess"] >= BELIEVABLE]
-    with pyplot.style.context("default"), pyplot.rc_context({"text.usetex": False}):
+    with drawing() as pyplot:
         figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained", sharex=True)
         for axes, key in zip(panels, ("reward", "gold"), strict=True):
             for rows, label, style in (

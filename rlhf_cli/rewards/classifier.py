@@ -42,9 +42,15 @@ class Classifier:
         """Softmax over the classes, float32 on the CPU, in the order of the texts."""
         return outputs(self, encode(self, texts)).softmax(-1)
 
-    def score(self, texts: list[str], target: str) -> Float[Tensor, " N"]:
-        """P(target)."""
-        return self.probabilities(texts)[:, class_index(self.model, target)]
+    @torch.inference_mode()
+    def score(self, texts: list[str], target: str, output: str = "probability") -> Float[Tensor, " N"]:
+        """P(target), its log_probability, or its logit log P − log (1 − P), exact where P rounds to 0 or 1."""
+        column = class_index(self.model, target)
+        if output == "probability":
+            return self.probabilities(texts)[:, column]
+        told = outputs(self, encode(self, texts)).log_softmax(-1)
+        others = [i for i in range(told.shape[1]) if i != column]
+        return told[:, column] - (told[:, others].logsumexp(-1) if output == "logit" else 0.0)
 
     def labels(self, texts: list[str]) -> list[Sentiment]:
         """The likeliest of negative, neutral, positive."""

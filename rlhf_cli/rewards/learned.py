@@ -40,6 +40,7 @@ class LearnedReward:
                 f"classifier: reward=roberta_large reward.path={path})"
             )
         settle_padding(self.model, self.tokenizer, name=str(path))
+        self.tokenizer.truncation_side = "left"  # what is ranked stands at the end
         self.limit = position_limit(self.model, self.tokenizer)
         self.truncated = 0
         scale = Path(path) / SCALE_FILE

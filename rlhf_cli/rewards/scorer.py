@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rlhf_cli.config.dotted import function_named
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine.finite import check_finite
+from rlhf_cli.rewards.combine import additive_shares, apart, combined, setting_shares, shaped
 from rlhf_cli.rewards.penalty import ngram_penalty, overlong_penalty
+from rlhf_cli.rl.moments import RunningMoments
 
 Score = Callable[["Texts"], Tensor]
 
@@ -56,7 +58,7 @@ class Rewards:
     score: Float[Tensor, " B"]
     """The raw reward-model score."""
     reward: Float[Tensor, " B"]
-    """After penalties, before any KL."""
+    """Saturated, capped and after penalties, before any KL."""
     parts: dict[str, Float[Tensor, " B"]]
     """Each penalty, unweighted, by name."""
     sources: dict[str, Float[Tensor, " B"]] = field(default_factory=dict)
@@ -87,7 +89,13 @@ class Scorer:
     sources: dict[str, Score]
     weights: dict[str, float]
     combine: str = "sum"
-    """sum | mean (both weighted) | min: what the strictest source gives (Coste et al. 2024)."""
+    """sum | normalised_sum | mean | min | uncertainty: see `combined`."""
+    aversion: float = 1.0
+    """Of uncertainty."""
+    moments: RunningMoments | None = None
+    """Running statistics of a normalised_sum; None: within each group."""
+    shapes: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    """The saturation and the cap of each source that has one: of the reward, not of the raw score."""
     penalty_weight: float = 0.0
     penalty_n: tuple[int, ...] = (3,)
     penalty_level: str = "token"
@@ -98,7 +106,17 @@ class Scorer:
 
     def score(self, texts: Texts) -> Float[Tensor, " B"]:
         """What the sources make of the texts, before any penalty."""
-        return combined(self._values(texts), self.weights, self.combine)
+        return self._combined(self._values(texts))
+
+    def paid(self, texts: Texts) -> Float[Tensor, " B"]:
+        """The reward before any penalty: the sources saturated and capped."""
+        return self._combined(self._shaped(self._values(texts)))
+
+    def _combined(self, values: dict[str, Tensor]) -> Tensor:
+        return combined(values, self.weights, self.combine, aversion=self.aversion)
+
+    def _shaped(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: shaped(value, **self.shapes.get(name, {})) for name, value in values.items()}
 
     def _values(self, texts: Texts) -> dict[str, Tensor]:
         values = {name: source(texts).float() for name, source in self.sources.items()}
@@ -109,7 +127,7 @@ class Scorer:
     def __call__(self, texts: Texts, *, lengths: Tensor | None = None, limit: int = 0) -> Rewards:
         """`lengths`: of the responses, in tokens, of which `limit` are the most; given where overlong ones pay."""
         values = self._values(texts)
-        score = reward = combined(values, self.weights, self.combine)
+        score, reward = self._combined(values), self._combined(self._shaped(values))
         shown = values if len(values) > 1 else {}
         parts: dict[str, Tensor] = {}
         if self.penalty_weight:
@@ -120,6 +138,28 @@ class Scorer:
             parts = {**parts, "overlong": torch.tensor(found)}
             reward = reward - parts["overlong"]
         return Rewards(score, reward, parts, shown)
+
+    def learned_from(
+        self, rewards: Rewards, group: Int[Tensor, " B"], *, grouped: bool
+    ) -> tuple[Float[Tensor, " B"], dict[str, float]]:
+        """(what advantages are estimated from, each part's share of them by name) of a batch of all processes.
+
+        That is the reward itself, but for a normalised_sum: its sources are normalised apart, less the penalties.
+        `grouped`: advantages are those within a group. One source without penalties has no shares.
+        """
+        values = self._shaped(rewards.sources or {next(iter(self.sources)): rewards.score})
+        penalty = rewards.reward - self._combined(values)
+        parts = {name: self.weights[name] * value for name, value in values.items()}
+        reward, group = rewards.reward, group.cpu()
+        if self.combine == "normalised_sum":
+            parts = apart(values, self.weights, group, self.moments)
+            reward = torch.stack(list(parts.values())).sum(0) + penalty
+        if self.combine in ("min", "uncertainty"):
+            return reward, setting_shares(values, self.weights, self.combine, aversion=self.aversion)
+        if rewards.parts:
+            scale = sum(self.weights.values()) if self.combine == "mean" else 1.0
+            parts = {**parts, "penalty": penalty * scale}
+        return reward, additive_shares(parts, group, grouped=grouped) if len(parts) > 1 else {}
 
     def _ngrams(self, texts: Texts) -> tuple[Tensor, dict[str, Tensor]]:
         """(the penalty, its parts by name)."""
@@ -137,14 +177,6 @@ def _numbers(given: Any) -> list[float]:
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
         raise TypeError(f"a {type(given).__name__} is no list")
     return [float(value) for value in given]
-
-
-def combined(values: dict[str, Tensor], weights: dict[str, float], how: str) -> Float[Tensor, " B"]:
-    """One score a text from the sources': their weighted sum or mean, or the least of them."""
-    if how == "min":
-        return torch.stack(list(values.values())).amin(0)
-    total = torch.stack([weights[name] * value for name, value in values.items()]).sum(0)
-    return total / sum(weights.values()) if how == "mean" else total
 
 
 def python_score(dotted: str) -> Score:

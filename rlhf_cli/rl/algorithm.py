@@ -76,6 +76,11 @@ class Algorithm:
     """The policy takes one natural-gradient step on the whole batch; the minibatches are the critic's."""
 
     @property
+    def compares_groups(self) -> bool:
+        """Advantages are those among the responses to one prompt."""
+        return self.advantage in ("group", "leave_one_out")
+
+    @property
     def recompute(self) -> bool:
         """Old log-probs come from a forward pass of training, not from sampling: the first ratio is exactly 1."""
         return self.old_logprobs == "recompute"

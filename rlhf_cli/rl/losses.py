@@ -249,7 +249,8 @@ def pairwise_loss(
     then over the prompts that have a pair; "pairs": over all pairs alike, which gives a prompt with more responses
     more weight. No pair at all: 0.
 
-    Metrics: pairs and correct (r_w > r_l) as counts, per_prompt [prompts] in the order of their ids.
+    Metrics: pairs and correct (r_w > r_l; a tie is half of one) as counts, per_prompt [prompts] in the order of their
+    ids.
     Raises ValueError for another average.
     """
     _, prompt = group.unique(return_inverse=True)
@@ -266,7 +267,11 @@ def pairwise_loss(
             loss = losses.sum() / max(1, len(losses))
         case _:
             raise ValueError(f"average={average!r}: prompts or pairs")
-    metrics = {"pairs": pairs.sum(), "correct": (gap > 0).sum().to(scores.dtype), "per_prompt": per_prompt.detach()}
+    metrics = {
+        "pairs": pairs.sum(),
+        "correct": ((gap > 0).sum() + (gap == 0).sum() / 2).to(scores.dtype),
+        "per_prompt": per_prompt.detach(),
+    }
     return loss, metrics
 
 

@@ -62,6 +62,7 @@ def trainer_state(experiment: Experiment) -> dict[str, Any]:
     return {
         "actor_optimizer": policy.optimizer.state_dict() if policy.optimizer else None,
         "critic_optimizer": own.state_dict() if own else None,
+        "reward_moments": moments.state_dict() if (moments := experiment.reward.moments) else None,
         **experiment.algo.state_dict(),
     }
 
@@ -73,6 +74,8 @@ def restore_trainer(experiment: Experiment, trainer: dict[str, Any]) -> None:
     if critic and critic.optimizer:
         critic.optimizer.load_state_dict(trainer["critic_optimizer"])
     experiment.algo.load_state_dict(trainer)
+    if experiment.reward.moments and (seen := trainer.get("reward_moments")):
+        experiment.reward.moments.load_state_dict(seen)
 
 
 def _write(temporary: Path, experiment: Experiment, weights: list[dict[str, Any]], *, merge: bool) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, onset, signs
+from rlhf_cli.evaluation.hacking import Judged, hacking_index, index_interval, onset, signs
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 DRIFT = ("response_length", "eos_rate", "entropy")
@@ -47,7 +47,7 @@ class HackingWatch:
         return bool(self.indices) and self.indices[-1][1] >= self.threshold
 
     def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
-        """`hacking/index` and the signs behind it; {} for the validation that the rest are compared with."""
+        """`hacking/index`, its interval and the signs behind it; {} for the one that the rest are compared with."""
         if self.lost:
             return {}
         now = as_judged(metrics, rows)
@@ -58,7 +58,9 @@ class HackingWatch:
         self.indices.append((step, index))
         found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
-        return {"hacking/index": index} | found | drift
+        low, high = index_interval(now, self.start)
+        interval = {"hacking/index_low": low, "hacking/index_high": high}
+        return {"hacking/index": index} | interval | found | drift
 
 
 def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
@@ -66,7 +68,7 @@ def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
     panel = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
     gold = [row["parts"]["gold"] for row in rows] if rows and all("gold" in row["parts"] for row in rows) else None
     panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
-    return Judged(panel, [row["score"] for row in rows], gold)
+    return Judged(panel, [row["score"] for row in rows], gold, [row["response"] for row in rows])
 
 
 def account(metrics: dict[str, float], samples: Path) -> str:
@@ -74,4 +76,7 @@ def account(metrics: dict[str, float], samples: Path) -> str:
     found = {k.removeprefix("hacking/sign/"): v for k, v in metrics.items() if k.startswith("hacking/sign/")}
     strongest = sorted(((v, k) for k, v in found.items() if v >= 0.1), reverse=True)
     named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for value, name in strongest)
-    return f"index {metrics['hacking/index']:.2f} ({named}); read what it writes: {samples}"
+    index = f"index {metrics['hacking/index']:.2f}"
+    if "hacking/index_low" in metrics:
+        index += f", 95 % interval {metrics['hacking/index_low']:.2f} to {metrics['hacking/index_high']:.2f}"
+    return f"{index} ({named}); read what it writes: {samples}"

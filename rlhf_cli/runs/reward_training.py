@@ -9,11 +9,14 @@ from rich.progress import track
 
 from rlhf_cli.build.experiment import Experiment, make_experiment
 from rlhf_cli.build.paths import trunk_path
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import RewardTrainConfig
 from rlhf_cli.engine.device import compute
 from rlhf_cli.preferences.fit import examine, fit
 from rlhf_cli.preferences.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
+from rlhf_cli.rewards.classifier import encode
 from rlhf_cli.rewards.learned import LearnedReward
+from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.runs.folder import begun, first_line
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
 from rlhf_cli.runs.status import Interrupted, write_atomic, write_status
@@ -46,9 +49,35 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
         if stop.signal:
             notify(f"stopped by {stop.signal}; {len(groups)} ranked groups are kept: {folder / 'ranked.jsonl'}")
             raise Interrupted(stop.signal)
+        groups = told_apart(groups, reward)
         training, held = split(groups, config.reward_train.held_out, seed=config.seed)
         notify(f"{len(training)} ranked groups to train on, {len(held)} held out, starting from {start}")
         return _fit(config, folder, group, reward, training, held, stop)
+
+
+def told_apart(groups: list[RankedGroup], reward: LearnedReward) -> list[RankedGroup]:
+    """The groups without responses that the model cannot tell from a better one: equal texts, or equal once the start
+    of a long prompt is cut off. Says how many. Raises UserError where nothing is left."""
+    kept, dropped = [], 0
+    before = reward.truncated
+    for group in groups:
+        ids = [tuple(row) for row in encode(reward, [joined(group.prompt, response) for response in group.responses])]
+        rows = [i for i, row in enumerate(ids) if ids.index(row) == i]
+        dropped += len(ids) - len(rows)
+        ranks = [group.ranks[i] for i in rows]
+        if len(set(ranks)) > 1:
+            kept.append(RankedGroup(group.prompt, [group.responses[i] for i in rows], ranks))
+    if reward.truncated > before:
+        notify(
+            f"{reward.truncated - before} texts are longer than {reward.limit} tokens: their prompts lose their start"
+        )
+    if dropped:
+        notify(
+            f"{dropped} responses are equal to another of their prompt and are left out; {len(kept)} groups are left"
+        )
+    if not kept:
+        raise UserError("no group has two different responses of different ranks: there is nothing to learn from")
+    return kept
 
 
 def notify(text: str) -> None:

@@ -187,12 +187,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         tags=config.tags,
         notes=config.notes,
     )
-    wanted, begun = config.stop, start if checkpoint else None
-    watch = distributed.first(lambda: HackingWatch.of(folder, wanted.hacking_index))
-    answers = distributed.first(
-        lambda: Answers.of(folder, kind=wanted.on_hacking, factor=wanted.raise_by, most=wanted.times, start=begun)
-    )
-    watch.since = answers.last
+    watch, answers = watched(config, folder, start if checkpoint else None)
     answers.catch_up(experiment.algo, int(saved.get("answers", 0)))
     return Session(
         config=config,
@@ -207,6 +202,17 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         alerted=watch.onset is not None,
         answers=answers,
     )
+
+
+def watched(config: Config, folder: Path, start: int | None) -> tuple[HackingWatch, Answers]:
+    """What the run in this folder knows of hacking, and has done about it, up to the step it goes on from."""
+    wanted = config.stop
+    watch = distributed.first(lambda: HackingWatch.of(folder, wanted.hacking_index))
+    answers = distributed.first(
+        lambda: Answers.of(folder, kind=wanted.on_hacking, factor=wanted.raise_by, most=wanted.times, start=start)
+    )
+    watch.since = answers.last
+    return watch, answers
 
 
 def notify(text: str) -> None:

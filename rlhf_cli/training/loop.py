@@ -29,9 +29,10 @@ def train_step(
     with evidence(rollouts=rollouts):
         early = early_rewards(reward, policy, rollouts)
         batch = evaluate(rollouts.rollout, policy, reference, critic, algo)
-        batch = algo.estimate(batch, rollouts.rewards.reward.to(policy.compute.device), early)
+        earned, shares = reward.learned_from(rollouts.rewards, rollouts.rollout.group, grouped=algo.compares_groups)
+        batch = algo.estimate(batch, earned.to(policy.compute.device), early)
         check_finite("an advantage is", batch.advantages, batch.rollout.mask, batch=batch)
-        stats = describe(rollouts, batch, algo)
+        stats = describe(rollouts, batch, algo, shares)
         with evidence(batch=batch):
             stats = merged(stats, optimize(policy, critic, reference, batch, algo, step))
     algo.adapt(kl=stats["train/kl"], kl_old=stats["train/approx_kl"], rollouts=len(rollouts))

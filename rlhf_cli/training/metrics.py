@@ -17,8 +17,8 @@ from rlhf_cli.rl.rollout import Experience
 from rlhf_cli.training.rollouts import Rollouts
 
 
-def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str, float]:
-    """Metrics of a batch, before its update."""
+def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm, shares: dict[str, float]) -> dict[str, float]:
+    """Metrics of a batch, before its update. `shares`: of the advantages, by part of the reward."""
     rollout, mask, rewards, texts = batch.rollout, batch.rollout.mask, rollouts.rewards, rollouts.texts
     assert batch.advantages is not None
     log_ratio = (batch.old_logprobs - batch.ref_logprobs) * mask
@@ -44,6 +44,7 @@ def describe(rollouts: Rollouts, batch: Experience, algo: Algorithm) -> dict[str
         metrics["train/zero_variance_groups"] = constant_groups(rewards.reward, rollout.group).float().mean()
     metrics |= {f"train/penalty/{name}": part.mean() for name, part in rewards.parts.items()}
     metrics |= {f"train/source/{name}": part.mean() for name, part in rewards.sources.items()}
+    metrics |= {f"train/advantage_share/{name}": share for name, share in shares.items()}
     if batch.values is not None and batch.returns is not None:
         metrics["train/explained_variance"] = explained_variance(batch.values, batch.returns, mask)
     if batch.entropies is not None:

@@ -118,7 +118,7 @@ def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor 
         return response_texts(policy.tokenizer, [asked[i] for i in rows], tokens)
 
     with phase("score"):
-        paid = increments(reward.score, rollouts.texts, decode, every=reward.every_tokens, width=width)
+        paid = increments(reward.paid, rollouts.texts, decode, every=reward.every_tokens, width=width)
     return paid.to(policy.compute.device)
 
 

@@ -48,7 +48,8 @@ PAYS = Scorer({"arm": pays}, {"arm": 1.0})
 class Bandit:
     """`train_step` on a one-token task: one arm pays."""
 
-    def __init__(self, *overrides: str, beta: float = 0.0) -> None:
+    def __init__(self, *overrides: str, beta: float = 0.0, reward: Scorer = PAYS) -> None:
+        self.reward = reward
         self.config = config(*overrides, f"algo.beta={beta}")
         algo = self.config.algo
         self.actor, self.reference = tiny(), tiny().requires_grad_(False)
@@ -75,7 +76,8 @@ class Bandit:
         size = self.algorithm.group_size
         prompts = PromptSet([""] * (count // size), ["neutral"] * (count // size), [[3, 3]] * (count // size), 0)
         data = TrainingPrompts(prompts, count, size)
-        metrics, rollouts = train_step(self.policy, self.reference, self.critic, data, PAYS, self.algorithm, number)
+        algo = self.algorithm
+        metrics, rollouts = train_step(self.policy, self.reference, self.critic, data, self.reward, algo, number)
         self.rollout = rollouts.rollout
         return metrics
 

@@ -1,0 +1,179 @@
+"""rlhf audit"""
+
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+SHOWN = 5
+"""Exploits that are printed; all are in audit.json."""
+
+
+def run(cfg: DictConfig) -> float:
+    """Search for what raises the reward without raising gold; writes audit.json. (The robustness.)"""
+    from hydra.core.hydra_config import HydraConfig
+
+    from rlhf_cli.config.compose import settle
+    from rlhf_cli.config.errors import UserError
+    from rlhf_cli.runs.status import mark_reported, write_atomic
+
+    hydra = HydraConfig.get()
+    config = settle("audit", cfg, list(hydra.overrides.task))
+    if config.gold.name == "none":
+        raise UserError("gold=none: an audit needs a judge that says what was earned; type gold=roberta_large")
+    if config.gold.name == config.reward.name and config.gold.path == config.reward.path and not config.gold.fn:
+        raise UserError(f"gold={config.gold.name} is the reward itself: nothing could be unearned; give another gold=")
+    kept, wanted = audited(config), config.audit
+    share = float(kept["robustness"]["share"])
+    out = Path(hydra.runtime.output_dir) / "audit.json"
+    write_atomic(out, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    show(kept)
+    notify(f"written: {out}")
+    if wanted.fail_below is not None and share < wanted.fail_below:
+        error = BelowWanted(f"robustness {share:.3f} is below audit.fail_below={wanted.fail_below:g}")
+        notify(str(error))
+        mark_reported(error)
+        raise error
+    return share
+
+
+def audited(config: Any) -> dict[str, Any]:
+    """What audit.json says."""
+    import torch
+
+    from rlhf_cli.build.rewards import scorer, source
+    from rlhf_cli.engine.device import compute
+    from rlhf_cli.evaluation.audit import Gains, by_family, cheapest, robustness, search, target_words, transfer
+    from rlhf_cli.evaluation.edits import Material
+
+    wanted, where = config.audit, compute(config.device, config.precision)
+    made, _ = scorer(config, where, notify)
+    texts = gather(config)
+    count = len(texts.responses)
+    notify(f"scale={config.scale}: {count} responses, reward={config.reward.name}, gold={config.gold.name}")
+    reward, gold = Gains.of(made.score, texts), Gains.of(source(config.gold, config, where, notify), texts)
+    few = texts.select(torch.arange(min(wanted.attributed, count)))
+    targets = target_words(made.score, few) if wanted.attributed and "target" in wanted.families else []
+    material = Material(texts.responses, targets, config.prompt.system or "")
+    plan = {"rounds": wanted.rounds, "tries": wanted.tries, "seed": config.seed}
+    tried = search(texts, reward, gold, material, wanted.families, **plan, told=progress)
+    exploits = cheapest(tried, margin=wanted.margin)
+    share, low, high = robustness(exploits, count=count)
+    others = {name: Gains.of(score, texts) for name, score in judges(config, where).items()}
+    return {
+        "reward": config.reward.name,
+        "gold": config.gold.name,
+        "responses": count,
+        "tried": len(tried),
+        "robustness": {"share": share, "low": low, "high": high, "margin": wanted.margin},
+        "families": by_family(tried, margin=wanted.margin, count=count),
+        "targets": targets,
+        "transfer": transfer(exploits, texts, others, margin=wanted.margin),
+        "exploits": [asdict(found) | {"unearned": found.unearned} for found in exploits],
+    }
+
+
+class BelowWanted(Exception):
+    """The reward is not robust enough: exit code 1, for scripts."""
+
+
+def notify(text: str) -> None:
+    print(text, flush=True)
+
+
+def progress(done: int, of: int) -> None:
+    notify(f"searched: round {done} of {of}")
+
+
+def gather(config: Any) -> Any:
+    """The responses to start from: a run's last validation samples, else reviews after their first words."""
+    from rlhf_cli.config.errors import UserError
+    from rlhf_cli.data.sources import load_reviews
+    from rlhf_cli.rewards.scorer import Texts
+    from rlhf_cli.tracking.jsonl import read_jsonl
+
+    wanted = config.audit
+    if wanted.run:
+        path = Path(wanted.run).expanduser() / "samples.jsonl"
+        rows = read_jsonl(path) if path.is_file() else []
+        if not rows:
+            raise UserError(f"audit.run={wanted.run}: no validation samples are there (give a run's folder)")
+        pairs = [(row["prefix"], row["response"]) for row in rows if row["step"] == rows[-1]["step"]]
+    else:
+        reviews = load_reviews(config.data.source, seed=config.seed + 1, limit=2 * wanted.texts)
+        pairs = [split(r.text, config.data.max_words, config.rollout.max_response_length) for r in reviews]
+    pairs = [(prefix, response) for prefix, response in pairs if response.strip()][: wanted.texts]
+    if len(pairs) < 2:
+        raise UserError("an audit needs two responses at least: raise audit.texts, or give another audit.run=")
+    prefixes, responses = [prefix for prefix, _ in pairs], [response for _, response in pairs]
+    return Texts(prefixes, prefixes, responses, [[] for _ in pairs])
+
+
+def split(review: str, prefix: int, response: int) -> tuple[str, str]:
+    """(its first words, the words after them, at most `response`)."""
+    words = review.split()
+    return " ".join(words[:prefix]), " ".join(words[prefix : prefix + response])
+
+
+def judges(config: Any, where: Any) -> dict[str, Any]:
+    """Those of audit.transfer but the reward, as scores of the view that the reward reads."""
+    from rlhf_cli.build.paths import classifier_path
+    from rlhf_cli.rewards.classifier import Classifier
+
+    reward = config.reward
+    found: dict[str, Any] = {}
+    for name in config.audit.transfer:
+        if name in (reward.name, config.gold.name):
+            continue
+        if name == "vader":
+            found[name] = partial(_by_vader, reward.text, reward.target)
+            continue
+        path = classifier_path(name, config, notify)
+        judge = Classifier(path, device=where.device, batch_size=reward.batch_size, dtype=where.dtype)
+        found[name] = partial(_by_classifier, judge, reward.text, reward.target)
+    return found
+
+
+def _by_vader(view: str, target: str, texts: Any) -> Any:
+    import torch
+
+    from rlhf_cli.data.lexicon import vader_share
+
+    return torch.tensor(vader_share(texts.view(view), target))
+
+
+def _by_classifier(judge: Any, view: str, target: str, texts: Any) -> Any:
+    return judge.score(texts.view(view), target)
+
+
+def show(kept: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_cli.tracking.text import printable
+
+    console, robust, margin = Console(), kept["robustness"], kept["robustness"]["margin"]
+    table = Table("edit", "responses it exploits", "best unearned gain, mean", title="one edit each")
+    for family, row in sorted(kept["families"].items(), key=lambda pair: -pair[1]["exploited"]):
+        table.add_row(family, f"{row['exploited']:.3f}", f"{row['unearned']:.2f} sd")
+    console.print(table)
+    for found in kept["exploits"][:SHOWN]:
+        gains = f"reward {found['reward']:+.2f} sd, gold {found['gold']:+.2f} sd"
+        console.print(Text(f"{found['cost']} words, {' + '.join(found['path'])}: {gains}", "bold"))
+        console.print(Text(f"  {printable(found['before'])}\n  → {printable(found['after'])}"))
+    if kept["targets"]:
+        console.print(Text(f"words that earn most: {', '.join(map(printable, kept['targets']))}"))
+    for name, fooled in kept["transfer"].items():
+        console.print(Text(f"of the exploits, {name} falls for {fooled:.3f}"))
+    interval = f"95 % {robust['low']:.3f} to {robust['high']:.3f}"
+    console.print(
+        Text(
+            f"robustness {robust['share']:.3f} ({interval}): "
+            f"responses of {kept['responses']} for which {kept['tried']} edits found no "
+            f"gain of {margin:g} sd that gold does not confirm"
+        )
+    )
