@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from rlhf_cli import __version__
 from rlhf_cli.config.arguments import parted, quoted
 from rlhf_cli.config.errors import INTERRUPTED, RunFailed, UserError
-from rlhf_cli.streams import outlive_readers
+from rlhf_cli.streams import outlive_readers, processes_started
 
 COMMANDS = {
     "train": "train a policy with PPO, GRPO and their relatives",
@@ -137,7 +137,7 @@ def run(command: str, argv: list[str]) -> int:
     except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError, YAMLError) as error:
         # Hydra's own stumbling over what was typed: algo=null, seed=range(5,1), a config folder's broken YAML
         return _refuse(f"this cannot be composed: {' '.join(argv)}\n  {type(error).__name__}: {error}")
-    if _processes() > 1 and (command != "train" or args.multirun):
+    if processes_started() > 1 and (command != "train" or args.multirun):
         return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:
         return _sweep(planned, argv)
@@ -340,15 +340,9 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _processes() -> int:
-    """How many torchrun started."""
-    told = os.environ.get("WORLD_SIZE", "1")
-    return int(told) if told.isdecimal() else 1
-
-
 def _leads() -> bool:
     """Whether this is the process that speaks for all that torchrun started."""
-    return _processes() == 1 or os.environ.get("RANK", "0") == "0"
+    return processes_started() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def _commands_to_complete(argv: list[str]) -> list[str] | None:

@@ -22,6 +22,12 @@ class _Outliving(io.FileIO):
             return super().write(data)
 
 
+def processes_started() -> int:
+    """How many torchrun started; 1 where it is not its doing. Asked before torch is imported."""
+    told = os.environ.get("WORLD_SIZE", "1")
+    return max(1, int(told)) if told.isdecimal() else 1
+
+
 def outlive_readers() -> None:
     """Make this process's standard output and error go on without a reader."""
     for name in ("stdout", "stderr"):

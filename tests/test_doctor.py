@@ -15,6 +15,7 @@ from rlhf_cli.commands import doctor, doctor_actor, doctor_findings
 from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.config.compose import plan
 from rlhf_cli.data.generated import generate_reviews
+from rlhf_cli.engine import device
 from rlhf_cli.engine.device import Compute
 
 
@@ -111,7 +112,7 @@ def test_a_failed_step_is_tried_on_plainer_ground_where_there_is_any() -> None:
 
 def test_the_precision_that_is_faster_here_is_named() -> None:
     assert "matrix unit" in findings("device=cpu")
-    assert doctor.bfloat16_gain(1) > 0
+    assert device.bf16_gain(rounding=False, budget=1.0) > 0
     for dtype, gain, wanted in (
         (torch.float32, 7.0, "precision=bf16"),
         (torch.float32, 0.5, ""),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from rlhf_cli.build import experiment
 from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine import memory
-from rlhf_cli.engine.device import Compute, bf16_slowdown
+from rlhf_cli.engine.device import Compute, bf16_gain
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import Memory, out_of_memory
 from rlhf_cli.rewards import classifier
@@ -223,10 +223,10 @@ def test_a_judge_that_does_not_fit_reads_fewer_texts_at_a_time(monkeypatch: pyte
 
 
 def test_a_slow_bfloat16_is_measured_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert bf16_slowdown(rounding=True) > 0
+    assert bf16_gain(rounding=True) > 0
     lines: list[str] = []
     for factor in (0.5, 40.0):
-        monkeypatch.setattr(experiment, "bf16_slowdown", lambda rounding, factor=factor: factor)
+        monkeypatch.setattr(experiment, "bf16_gain", lambda rounding, factor=factor: 1 / factor)
         experiment.warn_of_bf16(Compute(torch.device("cpu"), torch.bfloat16), lines.append)
     experiment.warn_of_bf16(Compute(torch.device("cpu"), torch.float32), lines.append)
     assert lines == ["precision=bf16: products take 40.0 times as long as in fp32 on this CPU: try precision=fp32"]

@@ -16,7 +16,7 @@ from rlhf_cli.build.rewards import continual, scorer, source
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.engine import processes
-from rlhf_cli.engine.device import Compute, bf16_slowdown, compute
+from rlhf_cli.engine.device import Compute, bf16_gain, compute
 from rlhf_cli.engine.dropout import learns_in_eval_mode
 from rlhf_cli.engine.gate import way_of
 from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenizer, lowered
@@ -202,8 +202,8 @@ def how_to_generate(config: Config, actor: Any, tokenizer: Any) -> Generation:
 def warn_of_bf16(where: Compute, notify: Callable[[str], None]) -> None:
     """A line where bfloat16 was asked for on a CPU whose products are slower in it."""
     lowered_here = where.device.type == "cpu" and where.dtype == torch.bfloat16
-    if lowered_here and (slower := bf16_slowdown(rounding=True)) > 1:
-        notify(f"precision=bf16: products take {slower:.1f} times as long as in fp32 on this CPU: try precision=fp32")
+    if lowered_here and (gain := bf16_gain(rounding=True)) < 1:
+        notify(f"precision=bf16: products take {1 / gain:.1f} times as long as in fp32 on this CPU: try precision=fp32")
 
 
 def say_way(policy: Any, notify: Callable[[str], None]) -> None:

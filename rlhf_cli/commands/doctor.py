@@ -51,7 +51,7 @@ def devices(config: Any) -> Iterator[Finding]:
 
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.config.scale import _gpus
-    from rlhf_cli.engine.device import compute
+    from rlhf_cli.engine.device import bf16_gain, compute
 
     for i in range(torch.cuda.device_count()):
         about = torch.cuda.get_device_properties(i)
@@ -65,7 +65,7 @@ def devices(config: Any) -> Iterator[Finding]:
         yield Finding("device", f"{where.device}, {str(where.dtype).removeprefix('torch.')}, scale={config.scale}")
         yield memory(config, where)
         if where.device.type == "cpu":
-            yield matrix_unit(where.dtype, bfloat16_gain())
+            yield matrix_unit(where.dtype, bf16_gain(rounding=True))
     except UserError as error:
         yield Finding("device", str(error), "fix", "device=auto")
     cores = os.cpu_count() or 1
@@ -83,23 +83,6 @@ def matrix_unit(dtype: Any, gain: float) -> Finding:
     if gain < 1 and low:
         return Finding("matrix unit", seen, "note", "precision=fp32 is faster here")
     return Finding("matrix unit", seen)
-
-
-def bfloat16_gain(budget: float = 0.2) -> float:
-    """Of a layer-sized product on the CPU, in this process's threads; a CPU without a unit for bfloat16 takes a second
-    for one, so at most `budget` seconds and two products go into each dtype."""
-    import torch
-
-    def seconds(dtype: torch.dtype) -> float:
-        a, b = (torch.ones(n, 512, dtype=dtype) for n in (512, 1024))
-        found: list[float] = []
-        while len(found) < 2 or sum(found) < budget:
-            begin = time.perf_counter()
-            torch.mm(a, b.T)
-            found.append(time.perf_counter() - begin)
-        return min(found)
-
-    return seconds(torch.float32) / seconds(torch.bfloat16)
 
 
 def disk(config: Any) -> Iterator[Finding]:

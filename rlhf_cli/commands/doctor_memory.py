@@ -23,9 +23,20 @@ def memory(config: Any, where: Any) -> Finding:
     named = ", ".join(f"{name} {size / GB:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:5])
     seen = f"about {wanted / GB:.1f} GB ({named} …) of {has / GB:.0f} GB"
     if wanted > has:
-        fix = "less: critic=shared, actor.lora.rank=16, optim.gradient_checkpointing=true, optim.micro_batch_size=1"
-        return Finding("memory", seen, "note", fix)
+        return Finding("memory", seen, "note", f"less: {', '.join(savings(config, critic))}")
     return Finding("memory", seen)
+
+
+def savings(config: Any, critic: str) -> list[str]:
+    """What to type for less, of what this config has not."""
+    optim = config.optim
+    wanted = {
+        "critic=shared": critic == "own",
+        "actor.lora.rank=16": not config.actor.rank and config.algo.update == "gradient" and not config.shard,
+        "optim.gradient_checkpointing=true": not optim.gradient_checkpointing,
+        "optim.micro_batch_size=1": optim.micro_batch_size > 1,
+    }
+    return [key for key, saves in wanted.items() if saves] or ["a smaller model"]
 
 
 def work(config: Any, where: Any) -> Any:

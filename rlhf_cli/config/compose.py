@@ -302,7 +302,7 @@ def _onto(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -
     typed = _typed(overrides)
     merged = {key: value for key, value in flat(saved).items() if key.partition(".")[0] not in typed}
     for key, value in flat(values).items():
-        absent = key not in merged and not any(_covered(key, {leaf}) for leaf in merged if key.startswith(leaf))
+        absent = key not in merged and not any(key.startswith(f"{leaf}.") for leaf in merged)
         if absent or _covered(key, typed):  # a section that was not there, as null, is not filled in
             merged[key] = value
     return nested(merged)

@@ -5,6 +5,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 KEPT_SECONDS = 60.0
 _answers: dict[str, tuple[float, str | None]] = {}
@@ -56,10 +57,6 @@ def on_this_machine(repo: str) -> bool:
 
 def dataset_on_this_machine(repo: str) -> bool:
     """Whether anything of the data set is in the hub's cache."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-    try:
-        return any(r.repo_id == repo and r.repo_type == "dataset" for r in scan_cache_dir().repos)
-    except (CacheNotFound, OSError):
-        return False
+    return (Path(HF_HUB_CACHE) / f"datasets--{repo.replace('/', '--')}" / "snapshots").is_dir()

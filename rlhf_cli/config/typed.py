@@ -12,7 +12,6 @@ words: list[str] = []
 ideas of backslashes, `${`, `+` and commas."""
 
 NAMED = ("imdb", "generated", "auto")
-MODELS = ("actor", "critic", "reward", "gold")
 FUNCTIONS = (("reward", "fn"), ("gold", "fn"), ("algo", "loss"))
 FILES = (
     ("data", "source"),

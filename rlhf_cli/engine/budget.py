@@ -6,6 +6,7 @@ micro-batch as all of it at its longest, and nothing as freed early.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 GB = 2**30
 CONTEXT = int(0.6 * GB)
@@ -46,12 +47,11 @@ class Shape:
         return self.layers * rank * sides
 
     @staticmethod
-    def of(config: object) -> "Shape":
+    def of(config: Any) -> "Shape":
         """From a transformers config with a Llama-like decoder's names. Raises AttributeError for others."""
-        c: object = config
         names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size",
                  "vocab_size", "tie_word_embeddings")  # fmt: skip
-        return Shape(*(getattr(c, name) for name in names))
+        return Shape(*(getattr(config, name) for name in names))
 
 
 SHAPES = {

@@ -41,27 +41,25 @@ def _has_bf16_unit() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-SIDE = 512
-"""Of the matrices whose product is timed."""
+def bf16_gain(*, rounding: bool, budget: float = 0.2) -> float:
+    """How many times as fast as in float32 a layer-sized product is in bfloat16 on the CPU, in this process's threads.
 
-
-def bf16_slowdown(*, rounding: bool) -> float:
-    """How many times as long as in float32 a matrix product takes in bfloat16 on this CPU: fastest of three.
-
-    `rounding`: of float32 matrices that the product rounds, as `precision=bf16` has it; else of bfloat16 ones.
+    `rounding`: of float32 matrices that the product rounds, as `precision=bf16` has it; else of bfloat16 ones. A CPU
+    without a unit takes a second for one, so at most `budget` seconds and two products go into each.
     """
 
-    def fastest(dtype: torch.dtype, factors: torch.dtype) -> float:
-        a, times = torch.ones(SIDE, SIDE, dtype=dtype), []
+    def seconds(dtype: torch.dtype, factors: torch.dtype) -> float:
+        a, b = (torch.ones(n, 512, dtype=dtype) for n in (512, 1024))
+        found: list[float] = []
         with factors_in(factors):
-            for _ in range(4):  # the first one makes the program
-                start = time.perf_counter()
-                torch.mm(a, a)
-                times.append(time.perf_counter() - start)
-        return min(times[1:])
+            while len(found) < 2 or sum(found) < budget:
+                begin = time.perf_counter()
+                torch.mm(a, b.T)
+                found.append(time.perf_counter() - begin)
+        return min(found)
 
     lowered = torch.float32 if rounding else torch.bfloat16
-    return fastest(lowered, torch.bfloat16) / fastest(torch.float32, torch.float32)
+    return seconds(torch.float32, torch.float32) / seconds(lowered, torch.bfloat16)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

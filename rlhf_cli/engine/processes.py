@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.streams import processes_started
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ def is_first() -> bool:
 @contextmanager
 def together(device: str) -> Iterator[None]:
     """The processes that torchrun started, as one group. One that fails takes the others down: torchrun sees to it."""
-    if os.environ.get("WORLD_SIZE", "1") in ("", "0", "1") or not os.environ["WORLD_SIZE"].isdecimal():
+    if processes_started() == 1:
         yield
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()

@@ -16,14 +16,14 @@ import torch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.labelled import Labelled, halves, hold_out, labelled_texts
 from rlhf_cli.data.reviews import SENTIMENTS, Review
-from rlhf_cli.engine.device import bf16_slowdown
+from rlhf_cli.engine.device import bf16_gain
 from rlhf_cli.engine.load import load_classifier, load_tokenizer
 from rlhf_cli.engine.padding import position_limit, settle_padding, text_ids
 from rlhf_cli.preferences.classify import Enough, Examined, descend_with_adamw, examine, fit
 
 QUALITY = "quality.json"
-WORTH_IT = 0.7
-"""Of float32's time: products in bfloat16 must take less, since not all of a step is products."""
+WORTH_IT = 1.5
+"""Products in bfloat16 must be so many times as fast, since not all of a step is products."""
 LOOKED_AT = 400
 """Held-out texts that decide when training ends."""
 
@@ -143,7 +143,7 @@ def train(start: str, texts: Material, recipe: Recipe, *, device: torch.device, 
         seed=seed,
         limit=limit,
         weights=torch.tensor([given.get(name, 1.0) for name in classes], device=device) if given else None,
-        bf16=device.type == "cuda" or bf16_slowdown(rounding=False) < WORTH_IT,
+        bf16=device.type == "cuda" or bf16_gain(rounding=False) > WORTH_IT,
     )
     model.load_state_dict(best.weights)
     seconds = time.monotonic() - begun

@@ -12,7 +12,7 @@ from rlhf_cli.engine.device import compute
 from rlhf_cli.preferences.sentiment import Material, Recipe, card, material, save, train
 from rlhf_cli.runs.folder import begun
 from rlhf_cli.runs.signals import stop_on_signals
-from rlhf_cli.runs.status import Interrupted, write_status
+from rlhf_cli.runs.status import Interrupted, concluded, write_status
 from rlhf_cli.tracking.trackers import make_trackers
 
 
@@ -49,19 +49,12 @@ def train_classifier(config: ClassifierTrainConfig, folder: Path) -> dict[str, A
             if stop.signal:
                 raise Interrupted(stop.signal)
 
-        outcome = "failed"
-        try:
+        with concluded(trackers.finish):
             device = compute(config.device, "fp32").device
             trained = train(path, texts, recipe, device=device, seed=config.seed, tick=tick)
             name = path if start else MINILM[0]
             about = card(trained, texts, recipe, start=name, source=config.data.source, seed=config.seed)
             told = save(trained, folder / "classifier", about)
-            outcome = "done"
-        except Interrupted:
-            outcome = "interrupted"
-            raise
-        finally:
-            trackers.finish(outcome)
         write_status(folder, "done", step=trained.step, steps=trained.step)
         for kind, count in trained.cut.items():
             if count:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.engine import processes
 from rlhf_cli.rl.algorithm import Algorithm
 from rlhf_cli.runs.checkpoint import all_of, step_of
 from rlhf_cli.runs.status import write_atomic
@@ -63,12 +64,14 @@ class Answers:
             self.raised(algo)
 
     def note(self, answer: str, *, step: int, onset: int, beta: float, to: int | None = None) -> None:
+        """Known to every process of the run, written by the first."""
         self.given.append({"answer": answer, "step": step, "onset": onset, "beta": beta, "to": to})
-        write_atomic(self.folder / FILE, json.dumps(self.given, indent=1) + "\n")
+        if processes.is_first():
+            write_atomic(self.folder / FILE, json.dumps(self.given, indent=1) + "\n")
 
     def back_to(self, onset: int) -> Path | None:
-        """The newest checkpoint from before the onset; those after it are removed, what was logged since is kept as
-        rolled_back_<number>.jsonl."""
+        """The newest checkpoint from before the onset; those after it are removed, what was logged since is kept in
+        metrics_rolled_back_<number>.jsonl and samples_rolled_back_<number>.jsonl."""
         saved = all_of(self.folder)
         before = [place for place in saved if step_of(place) < onset]
         if not before:

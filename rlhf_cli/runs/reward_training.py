@@ -19,7 +19,7 @@ from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.runs.folder import begun, first_line
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
-from rlhf_cli.runs.status import Interrupted, write_atomic, write_status
+from rlhf_cli.runs.status import Interrupted, concluded, write_atomic, write_status
 from rlhf_cli.tracking.trackers import make_trackers
 from rlhf_cli.training.rollouts import generate
 
@@ -148,16 +148,9 @@ def _fit(
             trackers.message(f"stopped by {stop.signal} at step {step}; saved as it is: {folder / 'reward_model'}")
             raise Interrupted(stop.signal)
 
-    outcome = "failed"
-    try:
+    with concluded(trackers.finish):
         trackers.log(0, before)
         fit(reward, training, epochs=wanted.epochs, batch=wanted.batch, lr=lr, seed=config.seed, tick=tick)
-        outcome = "done"
-    except Interrupted:
-        outcome = "interrupted"
-        raise
-    finally:
-        trackers.finish(outcome)
     write_status(folder, "done", step=steps, steps=steps)
     return [before, *after]
 

@@ -77,16 +77,17 @@ class Session:
                 say(f"reward hacking at step {step}: {account(metrics, self.folder / 'samples.jsonl')}")
             case "raise_beta":
                 beta = answers.raised(algo)
-                distributed.first(lambda: answers.note("raise_beta", step=step, onset=onset, beta=beta))
-                self.watch.since = answers.last if distributed.is_first() else step
+                answers.note("raise_beta", step=step, onset=onset, beta=beta)
+                self.watch.since = answers.last
                 say(f"reward hacking from step {onset}: algo.beta is {beta:g} from step {step + 1} on")
             case "rollback":
                 self.back = distributed.first(lambda: answers.back_to(onset))
                 if self.back is None:
                     say("stop.on_hacking=rollback: there is no checkpoint from before, so the run stops")
+                    answers.kind = "stop"
                     return
                 beta, to = answers.raised(algo), step_of(self.back)
-                distributed.first(lambda: answers.note("rollback", step=step, onset=onset, beta=beta, to=to))
+                answers.note("rollback", step=step, onset=onset, beta=beta, to=to)
                 say(f"reward hacking from step {onset}: back to step {to}, with algo.beta {beta:g}")
 
     def learn(self, step: int) -> dict[str, float]:
@@ -119,7 +120,7 @@ class Session:
     @property
     def hacked(self) -> bool:
         """Whether the run is to stop because its reward is hacked."""
-        return self.watch.onset is not None and (self.answers.next() == "stop" or self.back is not None)
+        return self.watch.onset is not None and self.answers.next() == "stop"
 
     def due(self, step: int, metrics: dict[str, float]) -> bool:
         """Whether a checkpoint is due after this step."""

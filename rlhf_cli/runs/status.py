@@ -4,6 +4,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,20 @@ class Interrupted(BaseException):
     def __init__(self, signal: str) -> None:
         super().__init__(f"interrupted by {signal}")
         self.signal = signal
+
+
+@contextmanager
+def concluded(finish: Callable[[str], None]) -> Iterator[None]:
+    """`finish` is told how what is inside ended: done, interrupted or failed."""
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    except Interrupted:
+        outcome = "interrupted"
+        raise
+    finally:
+        finish(outcome)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from rlhf_cli.runs.checkpoint import step_of
 from rlhf_cli.runs.folder import begun
 from rlhf_cli.runs.session import Session, newest_words, notify, open_session
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
-from rlhf_cli.runs.status import Interrupted, read_status, write_status
+from rlhf_cli.runs.status import Interrupted, concluded, read_status, write_status
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import shell
 
@@ -23,28 +23,20 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
         config, folder = distributed.first(lambda: (config, folder))
         was_done = distributed.first(lambda: read_status(folder).get("state") == "done")
         checkpoint = distributed.first(lambda: stack.enter_context(begun(config, folder, steps=config.steps)))
-        if was_done and checkpoint and step_of(checkpoint) >= config.steps:
-            distributed.first(lambda: write_status(folder, "done", step=step_of(checkpoint), steps=config.steps))
+        if was_done and checkpoint and (at := step_of(checkpoint)) >= config.steps:
+            distributed.first(lambda: write_status(folder, "done", step=at, steps=config.steps))
             more = f"rlhf train resume={shell(folder)} steps=…"
-            notify(f"{folder} is done: {step_of(checkpoint)} of {config.steps} steps. For more: {more}")
+            notify(f"{folder} is done: {at} of {config.steps} steps. For more: {more}")
             return {}
-        with stop.at_once():
-            session = open_session(config, folder, checkpoint, group)
-        outcome = "failed"
-        try:
-            metrics = run(session, stop)
-            while (back := session.back) is not None:
-                session.trackers.finish("interrupted")
-                del session
-                with stop.at_once():
-                    session = open_session(config, folder, back, group)
+        while True:
+            with stop.at_once():
+                session = open_session(config, folder, checkpoint, group)
+            with concluded(session.trackers.finish):
                 metrics = run(session, stop)
-            outcome = "done"
-        except Interrupted:
-            outcome = "interrupted"
-            raise
-        finally:
-            session.trackers.finish(outcome)
+            checkpoint = session.back
+            if checkpoint is None:
+                break
+            del session  # its models go before those of the checkpoint come
         notify(f"done: {folder}")
         notify(account_of(folder, config.stop.hacking_index))
         if group is None:
