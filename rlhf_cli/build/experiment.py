@@ -12,7 +12,7 @@ import torch
 from rlhf_cli.build.algo import algorithm
 from rlhf_cli.build.paths import critic_path, model_path
 from rlhf_cli.build.prompt_data import balanced, check_fit, prefixes, pretraining
-from rlhf_cli.build.rewards import continual, scorer, source
+from rlhf_cli.build.rewards import continual, gold_judges, scorer
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.engine import processes
@@ -43,8 +43,8 @@ class Experiment:
     data: TrainingPrompts
     test: PromptSet
     reward: Scorer
-    gold: Score | None
-    """The held-out judge: it is not trained on."""
+    gold: dict[str, Score]
+    """The judges that are not trained on, by name; the first is val/gold_score. Empty: none."""
     algo: Algorithm
     outer: OuterLoop | None = None
     """Of an iterative algorithm."""
@@ -130,7 +130,7 @@ def make_experiment(
         data=TrainingPrompts(train, config.rollout.batch_size, config.algo.group_size, config.seed),
         test=test,
         reward=reward,
-        gold=None if config.gold.name == "none" else source(config.gold, config, where, notify),
+        gold=gold_judges(config, where, notify),
         algo=algo,
         outer=outer_loop(config, continual(config, learned, where, notify)),
     )

@@ -9,7 +9,7 @@ import torch
 
 from rlhf_cli.build.paths import classifier_path, model_path
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.reward_schema import Endpoint, Gold
+from rlhf_cli.config.reward_schema import Endpoint, Reward, TextJudge
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.engine.device import Compute
@@ -57,7 +57,7 @@ def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tenso
     return model.score(texts.view(view))
 
 
-def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> LearnedReward:
+def learned_reward(judge: TextJudge, where: Compute, *, path: str | None = None) -> LearnedReward:
     return LearnedReward(
         path or str(judge.path),
         device=where.device,
@@ -67,7 +67,7 @@ def learned_reward(judge: Gold, where: Compute, *, path: str | None = None) -> L
     )
 
 
-def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
+def source(judge: TextJudge, config: Config, where: Compute, notify: Callable[[str], None]) -> Score:
     """One reward source, on the view of the texts that its config names. Tried once, so that faults show early."""
     if judge.fn:
         return python_score(judge.fn)
@@ -83,6 +83,25 @@ def source(judge: Gold, config: Config, where: Compute, notify: Callable[[str], 
     classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
     classifier.score(["A film."], judge.target)
     return lambda texts: classifier.score(texts.view(judge.text), judge.target, judge.output)
+
+
+def gold_judges(config: Config, where: Compute, notify: Callable[[str], None]) -> dict[str, Score]:
+    """The judges that are not trained on, by name, the first one first. Says where one is the reward itself."""
+    for name, judge in config.gold.judges.items():
+        if twin := same_as(judge, config.reward):
+            notify(f"gold={name} is {twin}: it cannot say what was earned; another judge can: gold=")
+    return {name: source(judge, config, where, notify) for name, judge in config.gold.judges.items()}
+
+
+def same_as(judge: TextJudge, reward: Reward) -> str:
+    """What of the reward a judge is, in words; empty where it is none of it."""
+    if judge.fn or judge.endpoint:
+        return ""
+    for part in reward.all_sources.values():
+        alike = (part.name, part.path, part.fine_tune) == (judge.name, judge.path, judge.fine_tune)
+        if alike and not part.fn:
+            return "the reward itself" if part is reward else f"a part of the reward, {part.name}"
+    return ""
 
 
 def language_model(endpoint: Endpoint, cache: Path) -> Any:

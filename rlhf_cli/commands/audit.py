@@ -16,6 +16,7 @@ def run(cfg: DictConfig) -> float:
     """Search for what raises the reward without raising gold; writes audit.json. (The robustness.)"""
     from hydra.core.hydra_config import HydraConfig
 
+    from rlhf_cli.build.rewards import same_as
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.runs.status import mark_reported, write_atomic
@@ -24,8 +25,9 @@ def run(cfg: DictConfig) -> float:
     config = settle("audit", cfg, list(hydra.overrides.task))
     if config.gold.name == "none":
         raise UserError("gold=none: an audit needs a judge that says what was earned; type gold=roberta_large")
-    if config.gold.name == config.reward.name and config.gold.path == config.reward.path and not config.gold.fn:
-        raise UserError(f"gold={config.gold.name} is the reward itself: nothing could be unearned; give another gold=")
+    for name, judge in config.gold.judges.items():
+        if twin := same_as(judge, config.reward):
+            raise UserError(f"gold={name} is {twin}: what it rewards would be earned; give another gold=")
     kept, wanted = audited(config), config.audit
     share = float(kept["robustness"]["share"])
     out = Path(hydra.runtime.output_dir) / "audit.json"
@@ -44,17 +46,29 @@ def audited(config: Any) -> dict[str, Any]:
     """What audit.json says."""
     import torch
 
-    from rlhf_cli.build.rewards import scorer, source
+    from rlhf_cli.build.rewards import gold_judges, scorer
     from rlhf_cli.engine.device import compute
-    from rlhf_cli.evaluation.audit import Gains, by_family, cheapest, robustness, search, target_words, transfer
+    from rlhf_cli.evaluation.audit import (
+        Gains,
+        by_family,
+        cheapest,
+        confirmed,
+        robustness,
+        search,
+        target_words,
+        transfer,
+    )
     from rlhf_cli.evaluation.edits import Material
 
     wanted, where = config.audit, compute(config.device, config.precision)
     made, _ = scorer(config, where, notify)
     texts = gather(config)
     count = len(texts.responses)
-    notify(f"scale={config.scale}: {count} responses, reward={config.reward.name}, gold={config.gold.name}")
-    reward, gold = Gains.of(made.score, texts), Gains.of(source(config.gold, config, where, notify), texts)
+    notify(
+        f"scale={config.scale}: {count} responses, reward={config.reward.name}, gold={' and '.join(config.gold.judges)}"
+    )
+    reward = Gains.of(made.score, texts)
+    gold = confirmed([Gains.of(judge, texts) for judge in gold_judges(config, where, notify).values()])
     few = texts.select(torch.arange(min(wanted.attributed, count)))
     targets = target_words(made.score, few) if wanted.attributed and "target" in wanted.families else []
     material = Material(texts.responses, targets, config.prompt.system or "")
@@ -66,6 +80,7 @@ def audited(config: Any) -> dict[str, Any]:
     return {
         "reward": config.reward.name,
         "gold": config.gold.name,
+        "judges": [*config.gold.judges],
         "responses": count,
         "tried": len(tried),
         "robustness": {"share": share, "low": low, "high": high, "margin": wanted.margin},
@@ -126,7 +141,7 @@ def judges(config: Any, where: Any) -> dict[str, Any]:
     reward = config.reward
     found: dict[str, Any] = {}
     for name in config.audit.transfer:
-        if name in (reward.name, config.gold.name):
+        if name == reward.name or name in config.gold.judges:
             continue
         if name == "vader":
             found[name] = partial(_by_vader, reward.text, reward.target)

@@ -29,7 +29,7 @@ def run(cfg: DictConfig) -> float:
     for one in (judged.policy, other):
         columns.append((on_prompts(judged, one, shown, config)[1], on_prompts(judged, one, judged.test, config)[1]))
     (read_a, test_a), (read_b, test_b) = columns
-    rates = compare_scores(judged, test_a, test_b)
+    rates = compare_scores(test_a, test_b)
     read = [*read_a, *read_b]
     for row, pieces in zip(read, leave_one_word_out(judged.reward.score, as_texts(read)), strict=True):
         row["earned"] = pieces
@@ -99,13 +99,16 @@ def as_texts(rows: list[dict[str, Any]]) -> Any:
     return Texts(prefixes, prompts, responses, [[] for _ in rows])
 
 
-def compare_scores(judged: Any, a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The win rate of b under the reward that was trained on, and under the gold judge."""
+def compare_scores(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The win rate of b under the reward that was trained on, and under gold: the first judge, and each of several."""
+    from rlhf_cli.evaluation.validation_metrics import gold_of
     from rlhf_cli.evaluation.win_rate import win_rate
 
     scores = {"reward": ([row["score"] for row in a], [row["score"] for row in b])}
-    if judged.gold:
-        scores["gold"] = ([row["parts"]["gold"] for row in a], [row["parts"]["gold"] for row in b])
+    golds = {name: (of_a, gold_of(b)[name]) for name, of_a in gold_of(a).items()}
+    if golds:
+        scores["gold"] = next(iter(golds.values()))
+    scores |= {f"gold/{name}": both for name, both in golds.items() if len(golds) > 1}
     rates = {}
     for name, (x, y) in scores.items():
         rate, low, high = win_rate(x, y)

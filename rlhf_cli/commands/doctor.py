@@ -123,7 +123,7 @@ def hub(config: Any) -> Iterator[Finding]:
     )
     if needless:
         return
-    wanted = (config.actor, config.critic, config.reward, config.gold)
+    wanted = (config.actor, config.critic, config.reward, config.gold, *config.gold.others.values())
     for repo in sorted({model.path or model.hub for model in wanted if model.path or model.hub}):
         if Path(repo).expanduser().exists() or on_this_machine(repo):
             yield Finding(repo, "on this machine")

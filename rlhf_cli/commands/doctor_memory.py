@@ -59,7 +59,10 @@ def judges(config: Any) -> list[int]:
     """Parameters of the classifiers that judge; a miniature has about 1 % of its model's."""
     from rlhf_cli.engine.budget import CLASSIFIERS
 
-    names = [*(source.name for source in config.reward.all_sources.values()), config.gold.name]
+    names = [
+        *(source.name for source in config.reward.all_sources.values()),
+        *(judge.name for judge in config.gold.judges.values()),
+    ]
     share = 0.01 if config.scale == "mini" else 1.0
     return [int(share * CLASSIFIERS[name]) for name in dict.fromkeys(names) if name in CLASSIFIERS]
 

@@ -79,7 +79,8 @@ def _print(metrics: dict[str, float], untrained: dict[str, float], rows: list[di
     table = Table("metric", *(["untrained", "checkpoint"] if untrained else ["value"]), title="evaluation")
     for column in table.columns[1:]:
         column.justify = "right"
-    first = ("val/score", "val/gold_score", "hacking/index")
+    judges = [name for name in metrics if name.startswith("val/gold_score/")]
+    first = ("val/score", "val/gold_score", *judges, "hacking/index")
     names = [name for name in first if name in metrics] + [name for name in metrics if name not in first]
     for name in names:
         if name.endswith("_drift"):

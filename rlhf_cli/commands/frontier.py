@@ -1,10 +1,14 @@
 """rlhf frontier"""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+
+EACH = "val/gold_score/"
+"""What the metric of a judge of several begins with."""
 
 
 def run(cfg: DictConfig) -> None:
@@ -28,11 +32,11 @@ def run(cfg: DictConfig) -> None:
     check_writable(str(out), "out")
     checkpoints = [row for folder in config.runs for row in validations(Path(folder).expanduser())]
     judged, _ = judged_experiment(config, first_line(config))
-    rewards, gold = sampled(judged, config)
+    rewards, golds = sampled(judged, config)
     wanted = config.frontier
     told: dict[str, Any] = {
-        "best_of_n": plain(best_of_n(rewards, gold, wanted.n)),
-        "optimal": plain(optimal(rewards, gold, wanted.betas)),
+        "best_of_n": by_judge(golds, lambda gold: plain(best_of_n(rewards, gold, wanted.n))),
+        "optimal": by_judge(golds, lambda gold: plain(optimal(rewards, gold, wanted.betas))),
         "checkpoints": checkpoints,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def run(cfg: DictConfig) -> None:
 
 
 def validations(folder: Path) -> list[dict[str, Any]]:
-    """Every validation of a run: its step, KL, reward and gold score."""
+    """Every validation of a run: its step, KL, reward and gold score, `gold/<name>` of each judge of several."""
     from rlhf_cli.config.compose import run_folder
     from rlhf_cli.tracking.jsonl import read_jsonl
 
@@ -56,13 +60,22 @@ def validations(folder: Path) -> list[dict[str, Any]]:
             "kl": row["val/kl"],
             "reward": row["val/score"],
             "gold": row.get("val/gold_score"),
+            **{f"gold/{key.removeprefix(EACH)}": value for key, value in row.items() if key.startswith(EACH)},
         }
         for row in rows
     ]
 
 
-def sampled(judged: Any, config: Any) -> tuple[Any, Any]:
-    """(rewards, gold scores or None) of the untrained policy's responses, each [prompts, samples]."""
+def by_judge(golds: dict[str, Any], rows: Callable[[Any], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows with `gold` by the first judge; of several judges, each one's as `gold/<name>` too."""
+    several = golds if len(golds) > 1 else {}
+    each = {f"gold/{name}": [row["gold"] for row in rows(gold)] for name, gold in several.items()}
+    first = rows(next(iter(golds.values()), None))
+    return [row | {name: column[i] for name, column in each.items()} for i, row in enumerate(first)]
+
+
+def sampled(judged: Any, config: Any) -> tuple[Any, dict[str, Any]]:
+    """(rewards, gold scores by judge) of the untrained policy's responses, each [prompts, samples]."""
     import torch
 
     from rlhf_cli.training.rollouts import generate, score
@@ -75,8 +88,8 @@ def sampled(judged: Any, config: Any) -> tuple[Any, Any]:
     rollout = generate(policy, asked, step=0, micro_batch_size=config.val.batch_size)
     texts = policy.texts(rollout, prompts, [i for i in chosen for _ in range(count)])
     rewards = score(judged.reward, policy, texts).score.view(len(prompts), count)
-    gold = judged.gold(texts).view(len(prompts), count) if judged.gold else None
-    return torch.as_tensor(rewards), gold
+    golds = {name: judge(texts).view(len(prompts), count) for name, judge in judged.gold.items()}
+    return torch.as_tensor(rewards), golds
 
 
 def show(told: dict[str, Any]) -> None:
@@ -84,21 +97,28 @@ def show(told: dict[str, Any]) -> None:
     from rich.table import Table
 
     from rlhf_cli.evaluation.frontier import BELIEVABLE, BestOfN, Point, fitted, past_the_peak, reached
+    from rlhf_cli.report.frontier_chart import judges_in
 
     def cell(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
 
-    table = Table("untrained policy", "KL", "reward", "gold", "", title="what could have been reached")
+    judges = judges_in(told["best_of_n"])
+    named = [judge.replace("/", " ") for judge in judges]
+    table = whole(Table("untrained policy", "KL", "reward", *named, "", title="what could have been reached"))
     for row in told["best_of_n"]:
-        table.add_row(f"best of {row['n']}", f"≤ {row['kl']:.2f}", cell(row["reward"]), cell(row["gold"]), "")
+        figures = [cell(row[key]) for key in ("reward", *judges)]
+        table.add_row(f"best of {row['n']}", f"≤ {row['kl']:.2f}", *figures, "")
     for row in told["optimal"]:
         doubt = "" if row["ess"] >= BELIEVABLE else f"not to be believed: worth {row['ess']:.1f} samples a prompt"
-        table.add_row(f"optimal, β {row['beta']:g}", f"{row['kl']:.2f}", cell(row["reward"]), cell(row["gold"]), doubt)
+        figures = [cell(row[key]) for key in ("reward", *judges)]
+        table.add_row(f"optimal, β {row['beta']:g}", f"{row['kl']:.2f}", *figures, doubt)
     console = Console()
     console.print(table)
-    best = [BestOfN(**row) for row in told["best_of_n"]]
-    columns = ("run", "step", "KL", "reward", "gold", "of best-of-n's gain there", "gold curve")
-    runs = Table(*columns, title="what was reached")
+    best = [BestOfN(row["kl"], row["reward"], row["gold"], row["n"]) for row in told["best_of_n"]]
+    judges = judges_in(told["checkpoints"])
+    named = [judge.replace("/", " ") for judge in judges]
+    columns = ("run", "step", "KL", "reward", *named, "of best-of-n's gain there", "gold curve")
+    runs = whole(Table(*columns, title="what was reached"))
     for name in dict.fromkeys(row["run"] for row in told["checkpoints"]):
         rows = [row for row in told["checkpoints"] if row["run"] == name]
         last = rows[-1]
@@ -110,6 +130,13 @@ def show(told: dict[str, Any]) -> None:
             peak = "does not turn" if found.peak is None else f"peak at KL {found.peak:.1f}"
             curve = f"past the peak (KL {found.peak:.1f})" if turned else peak
         gain = "beyond it" if share is None else f"{100 * share:.0f} %"
-        figures = (f"{last['kl']:.2f}", cell(last["reward"]), cell(last["gold"]))
-        runs.add_row(name, str(last["step"]), *figures, gain, curve)
+        ends = (f"{last['kl']:.2f}", *(cell(last.get(key)) for key in ("reward", *judges)))
+        runs.add_row(name, str(last["step"]), *ends, gain, curve)
     console.print(runs)
+
+
+def whole(table: Any) -> Any:
+    """The table, with names that break where they do not fit, instead of ending in dots."""
+    for column in table.columns:
+        column.overflow = "fold"
+    return table

@@ -33,7 +33,25 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     if most is not None and len(words) > most:
         what = "two runs, or one and the untrained actor" if command == "compare" else "one run or checkpoint"
         raise UserError(f"rlhf {command} takes {what}; these are {len(words)}")
-    return [*flags, *keys], words
+    return [*flags, *(key for typed in keys for key in one_by_one(typed))], words
+
+
+def one_by_one(typed: str) -> list[str]:
+    """`gold=[a,b]` as Hydra wants it: the first option as the group, each other one as gold.others.<name>. (A list of
+    options Hydra would lay over each other.) Raises UserError for a list that names nobody, or somebody twice."""
+    found = re.fullmatch(r"gold=\s*\[([^\[\]]*)\]\s*", typed)
+    if not found:
+        if re.match(r"gold=.*\[", typed):
+            raise UserError(f"{typed}: one list of judges is wanted, the same for all jobs: gold=[vader,roberta_base]")
+        return [typed]
+    names = [name.strip(" '\"") for name in found[1].split(",")]
+    if not all(names):
+        raise UserError(f"{typed}: name the judges that are not trained on, gold=[vader,roberta_base], or gold=none")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"{typed}: the judge {twice} is there twice; name each once")
+    if "none" in names and len(names) > 1:
+        raise UserError(f"{typed}: none is no judge beside others; leave it away, or type gold=none")
+    return [f"gold={names[0]}", *(f"+gold@gold.others.{name.rpartition('/')[2]}={name}" for name in names[1:])]
 
 
 def _is_key(command: str, word: str) -> bool:

@@ -22,7 +22,7 @@ from rlhf_cli.config.schemas import schema_of
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
 from rlhf_cli.config.tracking_schema import listed
-from rlhf_cli.config.typed import absolute, with_words
+from rlhf_cli.config.typed import absolute, one_option_each, with_words
 
 _beside = Path(__file__).parents[1] / "conf"
 CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
@@ -133,6 +133,8 @@ def plan_jobs(command: str, jobs: list[list[str]], engine: list[str]) -> Plan:
     with _composer(command) as composed:
         configs = [composed([*engine, *job]) for job in _told(jobs)]
     first = configs[0]
+    for config in configs:
+        one_option_each(config)
     settled = [settle(command, config, job) for config, job in zip(configs, jobs, strict=True)]
     for config in settled:
         check_models(config)
@@ -321,7 +323,7 @@ def changed(saved: dict[str, Any], config: Section) -> dict[str, tuple[Any, Any]
 
 def _resumed(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     merged = nested(_as_saved(saved, flat(_onto(saved, values, overrides))))
-    differences = difference(saved, merged)
+    differences = difference(saved, as_before(merged, Config, {}))
     if differences:
         listed = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in differences.items())
         raise UserError(

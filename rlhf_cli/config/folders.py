@@ -37,8 +37,10 @@ def names_a_folder(path: str) -> bool:
 
 def check_models(config: Any) -> None:
     """Raises UserError where a key names a model folder that is not there; a hub id is looked up when it is loaded."""
-    for group in ("actor", "critic", "reward", "gold"):
-        path = getattr(getattr(config, group, None), "path", None)
+    groups = {group: getattr(config, group, None) for group in ("actor", "critic", "reward", "gold")}
+    groups |= {f"gold.others.{name}": judge for name, judge in getattr(groups["gold"], "others", {}).items()}
+    for group, model in groups.items():
+        path = getattr(model, "path", None)
         if not path or is_gguf(path) or not names_a_folder(path) or Path(path).expanduser().is_dir():
             continue
         what = "no such file" if path.endswith(GGUF) else "no such folder"

@@ -1,11 +1,11 @@
 """What judges texts: rewards, their sources, the judge that is not trained on; and the models behind them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from rlhf_cli.config.section import Count, CountOrZero, Section
+from rlhf_cli.config.section import Before, Count, CountOrZero, Section
 
 
 class Model(Section):
@@ -60,7 +60,7 @@ class Form(Section):
         return self
 
 
-class Gold(Model):
+class TextJudge(Model):
     """One judge of texts. Keys with a default stand only in the options that use them."""
 
     target: str = "negative"
@@ -74,7 +74,7 @@ class Gold(Model):
     output: Literal["probability", "logit", "log_probability"] = "probability"
 
 
-class Source(Gold):
+class Source(TextJudge):
     """A judge as a part of a reward."""
 
     weight: float = Field(1.0, gt=0)
@@ -82,7 +82,7 @@ class Source(Gold):
     cap: float | None = None
 
 
-class Reward(Gold):
+class Reward(TextJudge):
     every_tokens: int = Field(0, ge=0)
     combine: Literal["sum", "normalised_sum", "mean", "min", "uncertainty"] = "sum"
     aversion: float = Field(1.0, gt=0)
@@ -104,3 +104,27 @@ class Reward(Gold):
     def all_sources(self) -> "dict[str, Source | Reward]":
         """The judges by name: the sources, or the reward itself."""
         return dict(self.sources) or {self.name: self}
+
+
+class Gold(TextJudge):
+    """The judge that is not trained on, and others beside it: val/gold_score is the first's."""
+
+    others: Annotated[dict[str, TextJudge], Before({})] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        if self.name == "none" and self.others:
+            raise ValueError(f"gold=none with gold.others={[*self.others]}: one of them is the first, gold=<name>")
+        seen: list[TextJudge] = [TextJudge.model_validate(self.model_dump(exclude={"others"}))]
+        for name, judge in self.others.items():
+            if name == self.name or judge in seen:
+                raise ValueError(f"gold: the judge {name} is there twice; name each once")
+            if judge.name == "none":
+                raise ValueError(f"gold.others.{name} is no judge: leave none away")
+            seen.append(judge)
+        return self
+
+    @property
+    def judges(self) -> dict[str, TextJudge]:
+        """By name, the first one first; {}: none."""
+        return {} if self.name == "none" else {self.name: self, **self.others}

@@ -18,13 +18,15 @@ def settled_sources(values: dict[str, Any]) -> dict[str, Any]:
     if "weights" not in values or values.get("scale") == "mini":
         return values
     found = {}
-    for group in ("actor", "critic", *JUDGES):
-        model = values.get(group)
+    models = {group: values.get(group) for group in ("actor", "critic", *JUDGES)}
+    if isinstance(gold := models["gold"], dict):
+        models |= {f"gold {name}": judge for name, judge in (gold.get("others") or {}).items()}
+    for group, model in models.items():
         if not isinstance(model, dict) or model.get("path") or not model.get("hub") or not _small(model, values):
             continue
         needed = group != "critic" or model["name"] != values["actor"]["name"]
         if needed:
-            origin = find(f"{group}={model['name']}", model["hub"], model.get("package")).origin
+            origin = find(f"{group.partition(' ')[0]}={model['name']}", model["hub"], model.get("package")).origin
             found[group] = f"fine-tuned here from {origin}" if model.get("fine_tune") else origin
     return values | {"weights": found}
 

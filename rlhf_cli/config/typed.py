@@ -45,6 +45,23 @@ def with_words(command: str, values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+ONE_OPTION = ("actor", "critic", "reward", "gold", "data", "prompt", "algo")
+"""Groups of which Hydra would lay several options over each other, so that the last one were meant."""
+
+
+def one_option_each(config: Any) -> None:
+    """Raises UserError where a list of options was chosen; Hydra notes a choice only where it is one."""
+    for group in ONE_OPTION:
+        if group not in config or group in config.hydra.runtime.choices:
+            continue
+        several = {
+            "gold": "; on the command line gold=[vader,roberta_base], in a file's defaults each judge after the first "
+            "as /gold@gold.others.roberta_base: roberta_base",
+            "reward": "; several rewards are the sources of one: reward=mix",
+        }
+        raise UserError(f"{group}: one option of the group is wanted, not a list{several.get(group, '')}")
+
+
 def absolute(values: dict[str, Any]) -> dict[str, Any]:
     """The values with every relative path made absolute, so that a run is resumed and judged from any folder."""
     values = {key: _absolute_parts(part) if isinstance(part, dict) else part for key, part in values.items()}
@@ -67,17 +84,18 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _absolute_parts(part: dict[str, Any]) -> dict[str, Any]:
-    """Of a group and its sources: the model folders."""
+    """Of a group, and of its sources or other judges: the model folders."""
     named = part.get("path")
     if isinstance(named, str) and named and (names_a_folder(named) or Path(named).exists()):
         part = part | {"path": path(named)}
-    sources = part.get("sources")
-    if isinstance(sources, dict):
-        found = {name: _absolute_parts(s) if isinstance(s, dict) else s for name, s in sources.items()}
+    for key in ("sources", "others"):
+        if not isinstance(inner := part.get(key), dict):
+            continue
+        found = {name: _absolute_parts(s) if isinstance(s, dict) else s for name, s in inner.items()}
         for name, source in found.items():
             if isinstance(source, dict) and isinstance(source.get("fn"), str):
                 found[name] = source | {"fn": function(source["fn"])}
-        part = part | {"sources": found}
+        part = part | {key: found}
     return part
 
 

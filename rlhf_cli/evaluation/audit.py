@@ -56,6 +56,15 @@ class Gains:
         return [(value - self.start[row]) / self.scale for value, row in zip(values, rows, strict=True)]
 
 
+def confirmed(judges: Sequence[Gains]) -> Callable[[Texts, Sequence[int], list[str]], list[float]]:
+    """The gain under several gold judges: the highest, so that a gain which any of them confirms is earned."""
+
+    def gains(texts: Texts, rows: Sequence[int], responses: list[str]) -> list[float]:
+        return [max(each) for each in zip(*(judge(texts, rows, responses) for judge in judges), strict=True)]
+
+    return gains
+
+
 def with_responses(texts: Texts, rows: Sequence[int], responses: list[str]) -> Texts:
     """The prompts of these rows with other responses."""
     chosen = texts.select(torch.tensor(rows, dtype=torch.long))
@@ -76,7 +85,7 @@ def target_words(score: Score, texts: Texts, *, count: int = 10) -> list[str]:
 def search(
     texts: Texts,
     reward: Gains,
-    gold: Gains,
+    gold: Callable[[Texts, Sequence[int], list[str]], list[float]],
     material: Material,
     families: Sequence[str],
     *,

@@ -39,21 +39,34 @@ def validation_metrics(experience: Experience, texts: Texts, rewards: Rewards, c
 
 
 def sample_rows(
-    texts: Texts, rewards: Rewards, classes: list[str], gold: Float[Tensor, " B"] | None = None
+    texts: Texts, rewards: Rewards, classes: list[str], gold: dict[str, Float[Tensor, " B"]]
 ) -> list[dict[str, Any]]:
-    """Rows of samples.jsonl (without the step); `gold`: the score under the judge that is not trained on, a part."""
-    rows: list[dict[str, Any]] = [
+    """Rows of samples.jsonl (without the step); `gold`: parts that the gold judges add, by `gold_parts`."""
+    return [
         {
             "prompt": texts.prompts[i],
             "prefix": texts.prefixes[i],
             "response": texts.responses[i],
             "class": classes[i],
             "score": float(rewards.score[i]),
-            "parts": {name: float(part[i]) for name, part in (rewards.sources | rewards.parts).items()},
+            "parts": {name: float(part[i]) for name, part in (rewards.sources | rewards.parts | gold).items()},
         }
         for i in range(len(texts.responses))
     ]
-    if gold is not None:
-        for row, value in zip(rows, gold.tolist(), strict=True):
-            row["parts"]["gold"] = value
-    return rows
+
+
+def gold_parts(scores: dict[str, Float[Tensor, " B"]]) -> dict[str, Float[Tensor, " B"]]:
+    """What samples say of the gold judges: `gold`, the first's score, and of several each one's, `gold/<name>`."""
+    if not scores:
+        return {}
+    each = {f"gold/{name}": score for name, score in scores.items()} if len(scores) > 1 else {}
+    return {"gold": next(iter(scores.values()))} | each
+
+
+def gold_of(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """Sample rows' scores under each gold judge, the first one first; {} without one. A judge that is alone has the
+    name `gold`: rows do not say which it was."""
+    kept: list[dict[str, float]] = [row["parts"] for row in rows]
+    named = [part for part in (kept[0] if kept else {}) if part.startswith("gold/")] or ["gold"]
+    every = {part.removeprefix("gold/"): part for part in named if kept and all(part in parts for parts in kept)}
+    return {name: [parts[part] for parts in kept] for name, part in every.items()}

@@ -1,6 +1,7 @@
 """The answer to a comparison in a sentence, computed from the runs: what differs, and whether the seeds can show it."""
 
 import math
+from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
 
@@ -21,7 +22,15 @@ LABELS = {
 
 def label(metric: str) -> str:
     """A metric's name in a sentence."""
+    if metric.startswith("val/gold_score/"):
+        return f"gold score, {metric.removeprefix('val/gold_score/')}"
     return LABELS.get(metric, metric.partition("/")[2].replace("_", " ") or metric)
+
+
+def golds(arms: Iterable[Arm]) -> list[str]:
+    """The metrics of the gold judges where a run has several."""
+    rows = [row for arm in arms for run in arm.runs for row in run.metrics]
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith("val/gold_score/")))
 
 
 def shown(arm: Arm, metric: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
 from rlhf_cli.evaluation.win_rate import UNTRAINED, earned_moods, moods, who, wins
-from rlhf_cli.report.answers import compared, first_to_hack, label, paired, shown
+from rlhf_cli.report.answers import compared, first_to_hack, golds, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
 from rlhf_cli.report.runs import Run
@@ -120,12 +120,13 @@ def effect_chart(arms: dict[Any, Arm], metric: str, knob: str, *, title: str) ->
 def arm_table(arms: dict[Any, Arm], knob: str) -> Table:
     """One row an arm: its last values, its seeds, its seconds."""
     rows: list[Row] = []
+    outcomes = (*COLUMNS[:2], *golds(arms.values()), *COLUMNS[2:])
     for name, arm in arms.items():
         onset = ", ".join(str(run.onset) if run.onset is not None else "–" for run in arm.runs)
         seconds = mean(run.seconds for run in arm.runs)
-        ends = [shown(arm, metric) for metric in COLUMNS]
+        ends = [shown(arm, metric) for metric in outcomes]
         rows.append([str(name), *ends, onset, str(len(arm.runs)), f"{seconds:.0f}"])
-    columns = [knob, *map(label, COLUMNS), "hacking from step (by seed)", "seeds", "seconds"]
+    columns = [knob, *map(label, outcomes), "hacking from step (by seed)", "seeds", "seconds"]
     return Table("Last validation, mean ± standard deviation over seeds", columns, rows)
 
 
@@ -300,7 +301,8 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
     drawn: list[Chart | None] = []
     if len(arms) <= len(KNOBS):
         metrics = ("val/score", "val/gold_score", "val/kl", "hacking/index", "val/repetition", "val/response_length")
-        drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in metrics]
+        asked = [*metrics[:2], *golds(arms), *metrics[2:]]
+        drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in asked]
         classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
         if found := [s for s in classes if s]:
             within = _within("val/score", found)

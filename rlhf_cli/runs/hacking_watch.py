@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_cli.evaluation.hacking import Judged, hacking_index, index_interval, onset, signs
+from rlhf_cli.evaluation.validation_metrics import gold_of
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 DRIFT = ("response_length", "eos_rate", "entropy")
@@ -66,7 +67,7 @@ class HackingWatch:
 def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
     """A validation from its metrics and its sample rows."""
     panel = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
-    gold = [row["parts"]["gold"] for row in rows] if rows and all("gold" in row["parts"] for row in rows) else None
+    gold = next(iter(gold_of(rows).values()), None)  # the first judge's
     panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
     return Judged(panel, [row["score"] for row in rows], gold, [row["response"] for row in rows])
 

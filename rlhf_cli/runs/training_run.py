@@ -51,7 +51,9 @@ def account_of(folder: Path, threshold: float) -> str:
     if not judged:
         return "no validation gave a score"
     (first, last), told = (judged[0], judged[-1]), []
-    names = {"val/score": "score", "val/gold_score": "gold", "val/kl": "KL", "val/response_length": "length"}
+    gold = "val/gold_score"
+    each = {key: key.removeprefix("val/").replace("_score/", " ") for key in last if key.startswith(f"{gold}/")}
+    names = {"val/score": "score", **(each or {gold: "gold"}), "val/kl": "KL", "val/response_length": "length"}
     for key, name in names.items():
         if isinstance(first.get(key), float) and isinstance(last.get(key), float):
             told.append(f"{name} {first[key]:.2f} → {last[key]:.2f}")

@@ -35,7 +35,8 @@ def make(folder: Path) -> dict[str, Any]:
     common = [o for o in listed[0] if all(o in job for job in listed.values())] if len(listed) > 1 else []
     latest = {number: results(folder / str(number)) for number in listed}
     columns: tuple[str, ...] = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest.values()) else TRAIN
-    columns += tuple(name for name in JUDGED if any(name in metrics for metrics in latest.values()))
+    several = dict.fromkeys(name for metrics in latest.values() for name in metrics if name.startswith(f"{JUDGED[0]}/"))
+    columns += tuple(name for name in (*JUDGED, *several) if any(name in metrics for metrics in latest.values()))
     if objective and objective not in columns and any(objective in metrics for metrics in latest.values()):
         columns = (objective, *columns)
     jobs = []
@@ -178,7 +179,8 @@ def _key(override: str) -> str:
 
 
 def short(metric: str) -> str:
-    return metric.removeprefix("val/").removeprefix("response_").removesuffix("_score").replace("/index", "")
+    name = metric.removeprefix("val/").removeprefix("response_").replace("gold_score/", "")
+    return name.removesuffix("_score").replace("/index", "")
 
 
 def _brief(metric: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_cli.config.arguments import one_by_one
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
 
@@ -17,6 +18,7 @@ def definition(overrides: list[str]) -> dict[str, Any]:
     """
     from rlhf_cli.internals.hydra_private import IntervalSweep, OverridesParser
 
+    overrides = [key for typed in overrides for key in one_by_one(typed)]
     parser = OverridesParser.create()
     parsed = parser.parse_overrides(overrides)
     intervals = {o.key_or_group: o.value() for o in parsed if isinstance(o.value(), IntervalSweep)}

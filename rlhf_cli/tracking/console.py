@@ -30,6 +30,8 @@ TRAIN = (
     ("macro F1", "val/macro_f1", ".3f"),
 )
 
+GOLD = "val/gold_score"
+
 
 class ConsoleTracker:
     """Shows progress on `console`: live on a terminal; without one, a line at most each 10 s and at validations.
@@ -130,8 +132,9 @@ def validation_text(step: int, metrics: Mapping[str, float]) -> str:
     """`validation at 20: score 0.62 (positive 0.50 neutral 0.60 negative 0.80) repetition 0.01`."""
     classes = [f"{name} {metrics[key]:.2f}" for name in CLASSES if (key := f"val/score/{name}") in metrics]
     text = f"validation at {step}: score {metrics['val/score']:.2f}"
-    if "val/gold_score" in metrics:
-        text += f" gold {metrics['val/gold_score']:.2f}"
+    if GOLD in metrics:
+        judges = {key.removeprefix(f"{GOLD}/"): value for key, value in metrics.items() if key.startswith(f"{GOLD}/")}
+        text += " gold " + (" ".join(f"{n} {v:.2f}" for n, v in judges.items()) or f"{metrics[GOLD]:.2f}")
     text += f" hacking {metrics['hacking/index']:.2f}" if "hacking/index" in metrics else ""
     text += f" ({' '.join(classes)})" if classes else ""
     return text + (f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.evaluation.hacking import text_panel
-from rlhf_cli.evaluation.validation_metrics import sample_rows, validation_metrics
+from rlhf_cli.evaluation.validation_metrics import gold_parts, sample_rows, validation_metrics
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.masked import masked_sum
 from rlhf_cli.training.experience import evaluate
@@ -17,9 +17,13 @@ SAMPLING_STEP = 0
 
 
 def validate(
-    policy: Policy, reference: Any, prompts: PromptSet, reward: Scorer, gold: Score | None, *, batch_size: int
+    policy: Policy, reference: Any, prompts: PromptSet, reward: Scorer, gold: dict[str, Score], *, batch_size: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(`val/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at a time."""
+    """(`val/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at a time.
+
+    `gold`: the judges that are not trained on, by name. `val/gold_score` is the first's; of several, each has
+    `val/gold_score/<name>`, and the samples' parts likewise `gold` and `gold/<name>`.
+    """
     chosen = list(range(len(prompts)))
     rollout = generate(policy, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=batch_size)
     batch = evaluate(rollout, policy, reference, None)
@@ -29,9 +33,8 @@ def validate(
     assert batch.entropies is not None
     metrics["val/entropy"] = float(masked_sum(batch.entropies, rollout.mask) / rollout.lengths.sum())
     metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}
-    scores = gold(texts) if gold else None
-    if scores is not None:
-        metrics["val/gold_score"] = float(scores.mean())
+    scores = gold_parts({name: judge(texts) for name, judge in gold.items()})
+    metrics |= {f"val/{part.replace('gold', 'gold_score', 1)}": float(value.mean()) for part, value in scores.items()}
     if policy.mix:
         perplexity = partial(policy.mix.perplexity, policy.model, policy.compute)
         metrics["val/ptx_perplexity"] = policy.fit("reading", perplexity)

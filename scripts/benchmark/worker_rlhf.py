@@ -120,7 +120,7 @@ def make_experiment(folder: Path, shape: str, algo: str, dtype: str, micro: int,
         data=TrainingPrompts(rows, rollout.batch_size, config.algo.group_size),
         test=PromptSet([], [], [], PAD),
         reward=Scorer({"roberta": lambda t: classifier.score(t.view("prefix_response"), "negative")}, {"roberta": 1.0}),
-        gold=None,
+        gold={},
         algo=algorithm(config),
     )
     return to_learn(made, config)
