@@ -23,6 +23,7 @@ from rlhf_cli.engine.load import eos_ids, load_actor, load_critic, load_tokenize
 from rlhf_cli.engine.lora import adapters_of, attach, without_adapters
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
+from rlhf_cli.engine.vllm_engine import VllmEngine, check_vllm
 from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.algorithm import Algorithm
@@ -90,6 +91,8 @@ def make_experiment(
     """Load everything. `learns`: with a critic, which an evaluation does not need; optimizers come with `to_learn`."""
     torch.manual_seed(config.seed)
     where, algo = compute(config.device, config.precision), algorithm(config)
+    if config.rollout.engine == "vllm":
+        check_vllm(where)
     warn_of_bf16(where, notify)
     base = model_path(config.actor, config, notify)
     reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
@@ -122,6 +125,7 @@ def make_experiment(
         micro_batch_size=config.optim.micro_batch_size,
         memory=Memory(notify),
         mix=pretraining(config, tokenizer, set(rows["test"]["review"])),
+        engine=sampler(config, where, [*train.ids, *test.ids], notify),
     )
     return Experiment(
         policy=policy,
@@ -197,6 +201,17 @@ def how_to_generate(config: Config, actor: Any, tokenizer: Any) -> Generation:
         seed=config.seed,
         cuda_graphs=rollout.cuda_graphs,
     )
+
+
+def sampler(
+    config: Config, where: Compute, prompts: list[list[int]], notify: Callable[[str], None]
+) -> VllmEngine | None:
+    """What samples these prompts, if not rlhf itself."""
+    rollout = config.rollout
+    if rollout.engine == "native":
+        return None
+    context = max(map(len, prompts)) + rollout.max_response_length
+    return VllmEngine(where, context=context, memory=rollout.vllm_memory, notify=notify)
 
 
 def warn_of_bf16(where: Compute, notify: Callable[[str], None]) -> None:

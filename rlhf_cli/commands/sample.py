@@ -49,13 +49,14 @@ def typed_prompts(config: Any, tokenizer: Any, pad_id: int, *, each: int = 1) ->
 
 def write_samples(config: Any) -> None:
     """Write what the policy samples to `config.out`, with its numbers, a JSON object a line; loads no reward model."""
-    from rlhf_cli.build.experiment import how_to_generate, say_way
+    from rlhf_cli.build.experiment import how_to_generate, sampler, say_way
     from rlhf_cli.build.paths import model_path
     from rlhf_cli.build.prompt_data import check_fit
     from rlhf_cli.config.folders import check_writable_file
     from rlhf_cli.engine.device import compute
     from rlhf_cli.engine.load import load_actor, load_tokenizer
     from rlhf_cli.engine.memory import Memory
+    from rlhf_cli.engine.vllm_engine import check_vllm
     from rlhf_cli.runs.checkpoint import find_checkpoint
     from rlhf_cli.runs.folder import first_line
     from rlhf_cli.training.policy import Policy
@@ -72,12 +73,15 @@ def write_samples(config: Any) -> None:
     if config.checkpoint not in (None, "none"):
         path = str(find_checkpoint(config.checkpoint, notify) / "actor")
     where, tokenizer = compute(config.device, config.precision), load_tokenizer(path)
+    if config.rollout.engine == "vllm":
+        check_vllm(where)
     actor = load_actor(path, device=where.device)
     say_way(actor, notify)
     how = how_to_generate(config, actor, tokenizer)
     asked = typed_prompts(config, tokenizer, how.pad_id)
     check_fit(actor, asked.ids, how.max_length)
-    policy = Policy(actor, tokenizer, None, how, where, memory=Memory(notify))
+    engine = sampler(config, where, asked.ids, notify)
+    policy = Policy(actor, tokenizer, None, how, where, memory=Memory(notify), engine=engine)
     prompts = asked.prompts(list(range(len(asked))), group_size=config.n)
     drawn = generate(policy, prompts, step=SAMPLING_STEP)
     texts = policy.texts(drawn, asked, prompts.group.tolist())

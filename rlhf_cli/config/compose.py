@@ -30,7 +30,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite", "rollout.cuda_graphs", "weights", "name", "tags",
+    "shard", "on_nonfinite", "rollout.cuda_graphs", "rollout.vllm_memory", "weights", "name", "tags",
     "notes",
 )  # fmt: skip
 

@@ -64,11 +64,19 @@ class Prompt(Section):
 
 
 class Rollout(Section):
+    engine: Annotated[Literal["native", "vllm"], Before("native")] = "native"
+    vllm_memory: Annotated[float, Before(0.3)] = Field(0.3, gt=0, lt=1)
     batch_size: int = Count
     temperature: float = Field(ge=1e-3)
     max_response_length: int = Count
     micro_batch_size: int = Count
     cuda_graphs: Annotated[bool, Before(False)]
+
+    @model_validator(mode="after")
+    def _vllm_samples_so(self) -> Self:
+        if self.engine == "vllm" and self.temperature < 0.01:
+            raise ValueError(f"rollout.temperature={self.temperature:g}: rollout.engine=vllm samples from 0.01 on")
+        return self
 
 
 class Optim(Section):
@@ -195,6 +203,19 @@ class Config(Named):
         if self.val.prompts > self.data.test:
             raise ValueError(
                 f"val.prompts={self.val.prompts} but data.test={self.data.test}: lower one or raise the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> Self:
+        if self.rollout.engine == "vllm" and self.algo.old_logprobs == "rollout":
+            raise ValueError(
+                "algo.old_logprobs=rollout would learn from log-probs that another program rounded: with "
+                "rollout.engine=vllm use algo.old_logprobs=recompute"
+            )
+        if self.rollout.engine == "vllm" and self.shard:
+            raise ValueError(
+                "rollout.engine=vllm samples in one process: drop shard=true, or give rollout.engine=native"
             )
         return self
 

@@ -10,6 +10,7 @@ from rlhf_cli.data.prompts import PromptSet, response_texts
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, ValueModel
+from rlhf_cli.engine.vllm_engine import VllmEngine
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.rl.rollout import Rollout
 from rlhf_cli.training.optimizer import Optimizer
@@ -48,6 +49,8 @@ class Policy:
     memory: Memory = field(default_factory=Memory)
     mix: Pretraining | None = None
     """The pretraining mix, if there is one."""
+    engine: VllmEngine | None = None
+    """What samples; None: rlhf's own."""
 
     def with_model(self, model: Any) -> "Policy":
         """The same policy with another model, for evaluation."""

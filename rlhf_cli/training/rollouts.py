@@ -1,5 +1,6 @@
 """Batches of scored rollouts: sample, score, resample groups whose rewards are all equal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -126,23 +127,27 @@ def early_rewards(reward: Scorer, policy: Policy, rollouts: Rollouts) -> Tensor 
 def generate(policy: Policy, prompts: Prompts, *, step: int, micro_batch_size: int | None = None) -> Rollout:
     """Sample a response to each prompt, each process its share; fewer at a time where memory runs out."""
     wanted = micro_batch_size or policy.generation.micro_batch_size
-    # a captured CUDA graph would hold sharded weights unsharded on every process
-    graphs = policy.generation.cuda_graphs and not distributed.is_split(policy.model)
+    if policy.engine is None:
+        # a captured CUDA graph would hold sharded weights unsharded on every process
+        graphs = policy.generation.cuda_graphs and not distributed.is_split(policy.model)
+        sampler: Callable[..., Rollout] = partial(sample, cuda_graphs=graphs)
+    else:
+        wanted, sampler = len(prompts), policy.engine.sample  # it divides a batch by itself
     with distributed.put_together(policy.model):
-        sampled = policy.memory.fit("sampling", wanted, partial(_generate, policy, prompts, step, graphs))
+        sampled = policy.memory.fit("sampling", wanted, partial(_generate, policy, prompts, step, sampler))
     if distributed.world() > 1:
         gathered = distributed.gather(sampled.to(torch.device("cpu")))
         sampled = concatenate(gathered, policy.generation.pad_id).to(policy.compute.device)
     return sampled.trimmed()
 
 
-def _generate(policy: Policy, prompts: Prompts, step: int, graphs: bool, rows: int) -> Rollout:
+def _generate(policy: Policy, prompts: Prompts, step: int, sampler: Callable[..., Rollout], rows: int) -> Rollout:
     """`rows` at a time."""
     how, mine, pieces = policy.generation, distributed.share(len(prompts)), []
     for at in range(mine.start, mine.stop, rows):
         with policy.compute.autocast():
             pieces.append(
-                sample(
+                sampler(
                     policy.model,
                     prompts.select(slice(at, min(at + rows, mine.stop))).to(policy.compute.device),
                     eos_ids=how.eos_ids,
@@ -151,7 +156,6 @@ def _generate(policy: Policy, prompts: Prompts, step: int, graphs: bool, rows: i
                     temperature=how.temperature,
                     seed=how.seed,
                     step=step,
-                    cuda_graphs=graphs,
                 )
             )
     return concatenate(pieces, how.pad_id)
