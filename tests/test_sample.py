@@ -1,5 +1,6 @@
 """`rlhf sample … out=`: what stands in the file can be checked from outside, with plain transformers."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from helpers.runs import train
 from helpers.tiny_models import make, tokenizer
 
 from rlhf_cli.cli import dispatch
+from rlhf_cli.commands.sample import Drawn, best
 from rlhf_cli.data.generated import generate_reviews
 from rlhf_cli.engine.load import eos_ids, load_tokenizer
+from rlhf_cli.rewards.scorer import Rewards
 
 KEYS = {"prompt", "response", "prompt_ids", "response_ids", "logprobs", "ended"}
 OPTIONS = ["scale=mini", "device=cpu", "n=3", "rollout.temperature=0.7", "rollout.max_response_length=9"]
@@ -88,3 +91,44 @@ def test_a_file_that_cannot_be_written_is_said_before_a_model_is_loaded(
     assert f"out={tmp_path} is a folder" in said.err
     assert "Traceback" not in said.err
     assert dispatch(["sample", "I", *OPTIONS, "checkpoint=none", "out=/proc/none/samples.jsonl"]) == 2
+
+
+def length(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+def test_the_best_of_n_is_the_one_of_n_that_the_reward_likes_most(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every, best = tmp_path / "every.jsonl", tmp_path / "best.jsonl"
+    asked = ["sample", "This movie is", "I", *OPTIONS, "reward=python", "reward.fn=test_sample:length"]
+    asked += ["gold=[vader,roberta_large]"]
+    assert dispatch([*asked, "n=8", f"out={every}"]) == 0
+    capsys.readouterr()
+    assert dispatch([*asked, "n=2", "best_of=4", f"out={best}"]) == 0
+    all_rows, rows = lines(every), lines(best)
+    assert all(set(row) == KEYS for row in all_rows)
+    assert all(set(row) == KEYS | {"score", "gold", "gold/vader", "gold/roberta_large"} for row in rows)
+    blocks = [[len(row["response"]) for row in all_rows[start : start + 4]] for start in range(0, 16, 4)]
+    for block, (start, row) in enumerate(zip(range(0, 16, 4), rows, strict=True)):
+        longest = all_rows[start + blocks[block].index(max(blocks[block]))]
+        assert {key: row[key] for key in KEYS} == longest
+        assert row["score"] == len(row["response"])
+    said = capsys.readouterr().out
+    mean = sum(sum(block) for block in blocks) / 16
+    assert f"{mean:.3f}" in said  # of one response
+    # all 70 choices of 4 of a start's 8
+    highest = [max(four) for at in (0, 2) for four in itertools.combinations(blocks[at] + blocks[at + 1], 4)]
+    assert f"{sum(highest) / 140:.3f}" in said
+    assert "log N − (N − 1)/N = 0.64 nats for N = 4" in said
+
+
+def test_the_best_is_after_penalties_and_is_shown(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["sample", "I", *OPTIONS[:2], "best_of=3", "reward=vader", "gold=none", "penalty.weight=1", "n=1"]
+    assert dispatch([*asked, "rollout.max_response_length=9"]) == 0
+    said = capsys.readouterr().out
+    assert "best of 3" in said
+    assert "gold" not in said
+    scored = Rewards(torch.tensor([1.0, 0.9, 0.2, 0.3]), torch.tensor([0.0, 0.9, 0.2, 0.2]), {})
+    assert best(Drawn(None, [0] * 4, None, None, [], scored), 2) == [1, 2]
+    assert dispatch([*asked, "best_of=1"]) == 2

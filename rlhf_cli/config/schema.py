@@ -233,6 +233,7 @@ class SampleConfig(EvalConfig):
 
     out: str | None
     n: int = Count
+    best_of: int | None = Field(ge=2)
 
 
 class CompareConfig(EvalConfig):
