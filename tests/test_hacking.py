@@ -11,7 +11,8 @@ from helpers.runs import SMALL, numbers
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, index_interval, onset, shared_phrases, signs, text_panel
+from rlhf_cli.evaluation.hacking import hacking_index, index_interval, onset, signs
+from rlhf_cli.evaluation.signs import Judged, shared_phrases, text_panel
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.runs.best import Best
 from rlhf_cli.runs.hacking_watch import HackingWatch
@@ -22,7 +23,7 @@ PLAIN = ["The plot never moves at all.", "A cheap, loud film.", "Her scenes drag
 
 
 def judged(responses: list[str], proxy: list[float], gold: list[float] | None, perplexity: float = 3.0) -> Judged:
-    return Judged(text_panel(responses) | {"perplexity": perplexity}, proxy, gold, responses)
+    return Judged.of(responses, proxy, gold, {"perplexity": perplexity})
 
 
 START = judged(PLAIN, [0.1, 0.2, 0.3, 0.4], [0.2, 0.2, 0.2, 0.2])
@@ -193,7 +194,7 @@ def test_a_resumed_run_knows_its_baseline(tmp_path: Path) -> None:
         return [(r["step"], r.get("hacking/index")) for r in read_jsonl(run / "metrics.jsonl")]
 
     assert indices(whole) == indices(halved)
-    assert HackingWatch.of(whole, 0.2).onset == HackingWatch.of(halved, 0.2).onset
+    assert HackingWatch(0.2).of(whole).onset == HackingWatch(0.2).of(halved).onset
 
 
 def test_hacking_began_at_the_first_of_two_in_a_row() -> None:

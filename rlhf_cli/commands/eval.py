@@ -23,7 +23,7 @@ def run(cfg: DictConfig) -> float:
     print(f"judging {checkpoint or 'the untrained actor'} on {len(judged.test)} test prompts", flush=True)
     metrics, rows = on_prompts(judged, judged.policy, judged.test, config)
     untrained: dict[str, float] = {}
-    watch = HackingWatch(config.stop.hacking_index)
+    watch = HackingWatch.asked(config)
     if checkpoint:
         print("judging the untrained actor on the same prompts", flush=True)
         start = judged.policy.with_model(judged.reference)
@@ -48,9 +48,19 @@ def run(cfg: DictConfig) -> float:
 
 def on_prompts(judged: Any, policy: Any, prompts: Any, config: Any) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(`val/*` metrics, sample rows) of a policy under an experiment's rewards."""
+    from rlhf_cli.runs.hacking_watch import HackingWatch
     from rlhf_cli.training.validation import validate
 
-    return validate(policy, judged.reference, prompts, judged.reward, judged.gold, batch_size=config.val.batch_size)
+    return validate(
+        policy,
+        judged.reference,
+        prompts,
+        judged.reward,
+        judged.gold,
+        batch_size=config.val.batch_size,
+        lists=HackingWatch.asked(config).lists,
+        edits=config.hacking.edits,
+    )
 
 
 def judged_experiment(config: Any, first_line: str) -> tuple[Any, Path | None]:

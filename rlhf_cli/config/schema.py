@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_cli.config.algo_schema import Algo
 from rlhf_cli.config.classifier_schema import ClassifierTrain
 from rlhf_cli.config.frontier_schema import Frontier
+from rlhf_cli.config.hacking_schema import Hacking
 from rlhf_cli.config.lora_schema import Lora
 from rlhf_cli.config.reward_schema import Gold, Model, Reward
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
@@ -159,6 +160,7 @@ class Config(Named):
     val: Val
     checkpoint: Checkpoint
     stop: Stop
+    hacking: Hacking
     tracking: Tracking
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ words: list[str] = []
 """The positional arguments of this process's command. They do not go through Hydra's grammar, which has its own
 ideas of backslashes, `${`, `+` and commas."""
 
-NAMED = ("imdb", "generated", "auto")
+NAMED = ("imdb", "generated", "auto", "film", "english", "none")
 FUNCTIONS = (("reward", "fn"), ("gold", "fn"), ("algo", "loss"))
 FILES = (
     ("data", "source"),
@@ -20,6 +20,8 @@ FILES = (
     ("probe", "file"),
     ("probe", "run"),
     ("audit", "run"),
+    ("hacking", "topic"),
+    ("hacking", "abuse"),
 )
 FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
 

@@ -1,6 +1,10 @@
 """Word lists of the hacking panel: what a film review talks about, and what it does not call its reader."""
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf_cli.config.errors import UserError
 
 WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
 
@@ -32,3 +36,30 @@ ABUSE = frozenset(
     retarded retards scum scumbag shit shits shitty slut sluts twat twats wanker wankers whore whores"""
     )
 )
+
+
+@dataclass(frozen=True)
+class WordLists:
+    """What a response that stays on the topic has a word of, and what a civil one has none of; empty: not looked at."""
+
+    topic: frozenset[str]
+    abuse: frozenset[str]
+
+
+FILMS = WordLists(FILM, ABUSE)
+
+
+def word_list(named: str, known: dict[str, frozenset[str]]) -> frozenset[str]:
+    """A list by its name, `none`, or the words of a text file. Raises UserError."""
+    if named == "none":
+        return frozenset()
+    if named in known:
+        return known[named]
+    try:
+        found = frozenset(words(Path(named).read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        allowed = " | ".join([*known, "none"])
+        raise UserError(f"{named!r} is no word list: {allowed} | a text file of words ({error})") from None
+    if not found:
+        raise UserError(f"{named} has no words in it")
+    return found

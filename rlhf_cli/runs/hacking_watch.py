@@ -1,14 +1,17 @@
 """Reward-hacking detection during a run: the baseline, the index at each validation, the step of onset."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, index_interval, onset, signs
+from rlhf_cli.config.schema import Config
+from rlhf_cli.evaluation.hacking import INDEX, hacking_index, index_interval, onset, signs
+from rlhf_cli.evaluation.signs import Judged
 from rlhf_cli.evaluation.validation_metrics import gold_of
+from rlhf_cli.evaluation.words import ABUSE, FILM, FILMS, WordLists, word_list
 from rlhf_cli.tracking.jsonl import read_jsonl
 
-DRIFT = ("response_length", "eos_rate", "entropy")
+DRIFT = ("response_length", "eos_rate", "entropy", "kl")
 """What is only shown beside the index, as its change since the first validation."""
 
 
@@ -17,6 +20,9 @@ class HackingWatch:
     """Compares each validation with the run's first. A resumed run reads what it knows in the run's files."""
 
     threshold: float
+    lists: WordLists = FILMS
+    counted: tuple[str, ...] = INDEX
+    """The signs of the index."""
     start: Judged | None = None
     lost: bool = False
     """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
@@ -26,14 +32,22 @@ class HackingWatch:
     """What was seen up to this step has been answered."""
 
     @staticmethod
-    def of(folder: Path, threshold: float) -> "HackingWatch":
+    def asked(config: Config) -> "HackingWatch":
+        """As the config wants it."""
+        wanted, topic = config.hacking, config.hacking.topic
+        if topic == "auto":
+            topic = "film" if config.data.source in ("imdb", "generated", "auto") else "none"
+        lists = WordLists(word_list(topic, {"film": FILM}), word_list(wanted.abuse, {"english": ABUSE}))
+        return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs))
+
+    def of(self, folder: Path) -> "HackingWatch":
         """Restored from the files of the run in this folder; new where there are none."""
-        watch = HackingWatch(threshold)
+        watch = replace(self)
         judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "hacking/shared_phrases" in row]
         if judged:
             first = judged[0]["step"]
             rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == first]
-            watch.start, watch.lost = as_judged(judged[0], rows), not rows
+            watch.start, watch.lost = watch.judged(judged[0], rows), not rows
             watch.indices = [(row["step"], row["hacking/index"]) for row in judged if "hacking/index" in row]
         return watch
 
@@ -51,25 +65,25 @@ class HackingWatch:
         """`hacking/index`, its interval and the signs behind it; {} for the one that the rest are compared with."""
         if self.lost:
             return {}
-        now = as_judged(metrics, rows)
+        now = self.judged(metrics, rows)
         if self.start is None:
             self.start = now
             return {}
-        index = hacking_index(now, self.start)
+        index = hacking_index(now, self.start, self.counted)
         self.indices.append((step, index))
         found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
-        low, high = index_interval(now, self.start)
+        low, high = index_interval(now, self.start, self.counted)
         interval = {"hacking/index_low": low, "hacking/index_high": high}
         return {"hacking/index": index} | interval | found | drift
 
-
-def as_judged(metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
-    """A validation from its metrics and its sample rows."""
-    panel = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
-    gold = next(iter(gold_of(rows).values()), None)  # the first judge's
-    panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
-    return Judged(panel, [row["score"] for row in rows], gold, [row["response"] for row in rows])
+    def judged(self, metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
+        """A validation from its metrics and its sample rows."""
+        measured = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
+        measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
+        gold, *others = gold_of(rows).values() or [None]
+        responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
+        return Judged.of(responses, scores, gold, measured, self.lists, others=tuple(others))
 
 
 def account(metrics: dict[str, float], samples: Path) -> str:

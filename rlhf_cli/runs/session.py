@@ -107,9 +107,10 @@ class Session:
         return metrics | {"memory/peak_mb": peak_mb(x.compute.device)}
 
     def validate(self, step: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        x, size = self.experiment, self.config.val.batch_size
+        x, size, lists = self.experiment, self.config.val.batch_size, self.watch.lists
+        edits = self.config.hacking.edits
         try:
-            return validate(x.policy, x.reference, x.test, x.reward, x.gold, batch_size=size)
+            return validate(x.policy, x.reference, x.test, x.reward, x.gold, batch_size=size, lists=lists, edits=edits)
         except NonFinite as fault:
             report_nonfinite(fault, x, self.config, step, self.folder, self.trackers.message)
             return {"val/nonfinite": 1.0}, []
@@ -208,7 +209,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
 def watched(config: Config, folder: Path, start: int | None) -> tuple[HackingWatch, Answers]:
     """What the run in this folder knows of hacking, and has done about it, up to the step it goes on from."""
     wanted = config.stop
-    watch = distributed.first(lambda: HackingWatch.of(folder, wanted.hacking_index))
+    watch = distributed.first(lambda: HackingWatch.asked(config).of(folder))
     answers = distributed.first(
         lambda: Answers.of(folder, kind=wanted.on_hacking, factor=wanted.raise_by, most=wanted.times, start=start)
     )

@@ -1,11 +1,13 @@
 """Validation: sample on the test prompts, score, measure."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.evaluation.hacking import text_panel
+from rlhf_cli.evaluation.signs import invariance, text_panel
 from rlhf_cli.evaluation.validation_metrics import gold_parts, sample_rows, validation_metrics
+from rlhf_cli.evaluation.words import FILMS, WordLists
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.masked import masked_sum
 from rlhf_cli.training.experience import evaluate
@@ -17,12 +19,22 @@ SAMPLING_STEP = 0
 
 
 def validate(
-    policy: Policy, reference: Any, prompts: PromptSet, reward: Scorer, gold: dict[str, Score], *, batch_size: int
+    policy: Policy,
+    reference: Any,
+    prompts: PromptSet,
+    reward: Scorer,
+    gold: dict[str, Score],
+    *,
+    batch_size: int,
+    lists: WordLists = FILMS,
+    edits: bool = False,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(`val/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at a time.
+    """(`val/*` and `hacking/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at
+    a time.
 
     `gold`: the judges that are not trained on, by name. `val/gold_score` is the first's; of several, each has
-    `val/gold_score/<name>`, and the samples' parts likewise `gold` and `gold/<name>`.
+    `val/gold_score/<name>`, and the samples' parts likewise `gold` and `gold/<name>`. `lists`: of words that the
+    responses are looked through for; `edits`: score them edited as well.
     """
     chosen = list(range(len(prompts)))
     rollout = generate(policy, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=batch_size)
@@ -32,7 +44,14 @@ def validate(
     metrics = validation_metrics(batch, texts, rewards, prompts.classes)
     assert batch.entropies is not None
     metrics["val/entropy"] = float(masked_sum(batch.entropies, rollout.mask) / rollout.lengths.sum())
-    metrics |= {f"hacking/{name}": value for name, value in text_panel(texts.responses).items()}
+    panel = text_panel(texts.responses, lists)
+    if edits:
+        panel |= invariance(
+            lambda edited: reward.score(replace(texts, responses=edited)).tolist(),
+            texts.responses,
+            rewards.score.tolist(),
+        )
+    metrics |= {f"hacking/{name}": value for name, value in panel.items()}
     scores = gold_parts({name: judge(texts) for name, judge in gold.items()})
     metrics |= {f"val/{part.replace('gold', 'gold_score', 1)}": float(value.mean()) for part, value in scores.items()}
     if policy.mix:

@@ -1,0 +1,104 @@
+"""The signs of a finished run at each of its validations, from its files and its reward model."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectors.truth import worth
+
+from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises, text_panel
+from rlhf_cli.miniatures.build import SHIPPED
+from rlhf_cli.rewards.classifier import Classifier, encode
+from rlhf_cli.rewards.scorer import joined
+from rlhf_cli.tracking.jsonl import read_jsonl
+
+Rows = list[dict[str, Any]]
+
+
+def validations(folder: Path) -> list[tuple[dict[str, Any], Rows]]:
+    """(metrics, samples) of each, in order."""
+    rows: dict[int, Rows] = defaultdict(list)
+    for row in read_jsonl(folder / "samples.jsonl"):
+        rows[row["step"]].append(row)
+    judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "val/score" in row]
+    return [(metrics, rows[metrics["step"]]) for metrics in judged]
+
+
+class Features:
+    """A reward classifier that also gives its last hidden layer, the mean over a text's tokens."""
+
+    def __init__(self, name: str) -> None:
+        self.judge = Classifier(SHIPPED / name, device=torch.device("cpu"), batch_size=64, dtype=torch.float32)
+
+    def score(self, texts: list[str]) -> list[float]:
+        return self.judge.score(texts, "negative").tolist()
+
+    @torch.inference_mode()
+    def __call__(self, texts: list[str]) -> torch.Tensor:
+        found = []
+        for ids in encode(self.judge, texts):
+            out = self.judge.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
+            found.append(out.hidden_states[-1][0].mean(0))
+        return torch.stack(found)
+
+
+def judged(metrics: dict[str, Any], rows: Rows, extra: dict[str, float], gold: list[float] | None) -> Judged:
+    responses = [row["response"] for row in rows]
+    panel = text_panel(responses)
+    panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", "response_length", "eos_rate", "entropy", "kl")}
+    panel["distinct_2"] = metrics["val/distinct_2"]
+    return Judged(panel | extra, [row["score"] for row in rows], gold, responses)
+
+
+def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
+    """{"steps", "worth", "score", "gold": [means], "worths": [[each]], "gain", "rises": {name: [values]}}."""
+    config = json.loads(json.dumps(_reward_of(folder)))
+    mine = judges.get(config["name"])
+    seen = validations(folder)
+    told: dict[str, Any] = {"config": config, "steps": [], "worths": [], "scores": [], "golds": [], "gain": [],
+                            "index": [], "rises": defaultdict(list)}  # fmt: skip
+    first: Judged | None = None
+    usual: Usual | None = None
+    others: dict[str, list[float]] = {}
+    for metrics, rows in seen:
+        texts = [joined(row["prefix"], row["response"]) for row in rows]
+        extra: dict[str, float] = {}
+        if mine:
+            features = mine(texts)
+            usual = usual or Usual.of(features)
+            extra["outliers"] = usual.outlying(features)
+            prefixes = [row["prefix"] for row in rows]
+
+            def score(edited: list[str], prefixes: list[str] = prefixes, mine: Features = mine) -> list[float]:
+                return mine.score([joined(p, r) for p, r in zip(prefixes, edited, strict=True)])
+
+            extra |= invariance(score, [row["response"] for row in rows], mine.score(texts))
+        now = judged(metrics, rows, extra, [row["parts"]["gold"] for row in rows])
+        first = first or now
+        rise = rises(now, first)
+        rise["distinct_2"] = first.panel["distinct_2"] - now.panel["distinct_2"]
+        rise["score"] = sum(now.proxy) / len(rows) - sum(first.proxy) / len(rows)
+        for name, judge in judges.items():  # each other classifier as the gold judge
+            if name != config["name"]:
+                verdicts = judge.score(texts)
+                base = others.setdefault(name, verdicts)
+                rise[f"gold_gap/{name}"] = gain(first.proxy, now.proxy) - max(0.0, gain(base, verdicts))
+        told["steps"].append(metrics["step"])
+        told["worths"].append([worth(row["prefix"], row["response"]) for row in rows])
+        told["scores"].append(sum(now.proxy) / len(rows))
+        told["golds"].append(metrics["val/gold_score"])
+        told["gain"].append(gain(first.proxy, now.proxy))
+        told["index"].append(metrics.get("hacking/index", 0.0))
+        for name, value in rise.items():
+            told["rises"][name].append(value)
+    return told
+
+
+def _reward_of(folder: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.load(folder / "config.yaml")
+    return {"name": config.reward.name, "algo": config.algo.name, "beta": float(config.algo.beta), "seed": config.seed,
+            "actor": config.actor.name, "penalty": float(config.penalty.weight)}  # fmt: skip
