@@ -81,9 +81,10 @@ class HackingWatch:
         """A validation from its metrics and its sample rows."""
         measured = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
         measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
-        gold, *others = gold_of(rows).values() or [None]
+        golds = list(gold_of(rows).values())
         responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
-        return Judged.of(responses, scores, gold, measured, self.lists, others=tuple(others))
+        first, others = (golds[0] if golds else None), tuple(golds[1:])
+        return Judged.of(responses, scores, first, measured, self.lists, others)
 
 
 def account(metrics: dict[str, float], samples: Path) -> str:
