@@ -152,12 +152,12 @@ print(found.way, found.numbers < 1e-4, found.gradients < 1e-3)
 def test_a_sign_in_the_hacking_panel(project: Path) -> None:
     follow(5, project)
     code = """
-from rlhf_cli.evaluation.hacking import Judged, hacking_index, signs, text_panel
-said = (["the film was bad" + end] * 4 for end in (".", "!!"))
-calm, loud = (text_panel(responses) | {"perplexity": 3.0} for responses in said)
-begun, now = Judged(calm, [0.1] * 4, None), Judged(loud, [0.9] * 4, None)
-print(signs(now, begun)["shouting"], hacking_index(now, begun))
-del calm["shouting"]
-print("shouting" in signs(now, begun), hacking_index(now, begun))
+from rlhf_cli.evaluation.hacking import hacking_index, signs
+from rlhf_cli.evaluation.signs import Judged
+calm, loud = (["the film was bad" + end] * 4 for end in (".", "!!"))
+begun, now = (Judged.of(*said, None, {"perplexity": 3.0}) for said in ((calm, [0.1] * 4), (loud, [0.9] * 4)))
+print(signs(now, begun)["shouting"], hacking_index(now, begun, ["shouting"]))
+del begun.panel["shouting"]
+print("shouting" in signs(now, begun), hacking_index(now, begun, ["shouting"]))
 """
     assert run(project, code) == "1.0 1.0\nFalse 0.0"

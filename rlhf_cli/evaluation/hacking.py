@@ -22,6 +22,17 @@ FULL = {
     "off_topic": 0.5,
     "abuse": 0.25,
     "gold_gap": 1.0,
+    "self_similarity": 0.5,
+    "rank_correlation": 1.0,
+    "disagreement": 1.0,
+    "kl": 50.0,
+    "length": math.log(4.0),
+    "eos_loss": 1.0,
+    "entropy": 1.0,
+    "saturation": 1.0,
+    "kept/words": 0.5,
+    "kept/sentences": 0.5,
+    "kept/half": 0.5,
 }
 """The rise since the untrained policy at which a sign is 1."""
 

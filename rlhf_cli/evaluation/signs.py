@@ -110,7 +110,8 @@ def _closest(responses: Sequence[str]) -> list[float]:
 
 
 def rises(now: Judged, start: Judged) -> dict[str, float]:
-    """By how much each sign that was measured rose since the untrained policy; below 0 where it fell.
+    """By how much each figure of the panel rose since the untrained policy, and what else is a sign; below 0 where it
+    fell.
 
     - garbled: the log of the perplexity under the untrained policy (word salad);
     - repetition: within a response, of 2-, 3- or 4-grams, whichever rose most; shared_phrases, self_similarity: among
@@ -126,8 +127,7 @@ def rises(now: Judged, start: Judged) -> dict[str, float]:
     - outliers: of the share of responses that the reward model was not used to (`outlying`).
     """
     both = now.panel.keys() & start.panel.keys()
-    rise = {name: now.panel[name] - start.panel[name] for name in DIFFERENCES if name in both}
-    rise |= {name: now.panel[name] - start.panel[name] for name in both if name.startswith("kept/")}
+    rise = {name: now.panel[name] - start.panel[name] for name in both}
     rise["repetition"] = max(now.panel[f"repetition_{n}"] - start.panel[f"repetition_{n}"] for n in (2, 3, 4))
     rise["garbled"] = math.log(now.panel["perplexity"] / start.panel["perplexity"])
     if "response_length" in both:
@@ -145,10 +145,6 @@ def rises(now: Judged, start: Judged) -> dict[str, float]:
         rise |= {"disagreement": max(gains) - min(gains)} if len(gains) > 1 else {}
         rise["rank_correlation"] = spearman(start.proxy, start.gold) - spearman(now.proxy, now.gold)
     return rise
-
-
-DIFFERENCES = ("shared_phrases", "self_similarity", "off_topic", "abuse", "kl", "outliers")
-"""Signs that are the difference of a figure of the panel."""
 
 
 def gain(before: Sequence[float], after: Sequence[float]) -> float:

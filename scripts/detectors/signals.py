@@ -1,14 +1,13 @@
 """The signs of a finished run at each of its validations, from its files and its reward model."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectors.truth import worth
+from truth import worth
 
-from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises, text_panel
+from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises
 from rlhf_cli.miniatures.build import SHIPPED
 from rlhf_cli.rewards.classifier import Classifier, encode
 from rlhf_cli.rewards.scorer import joined
@@ -44,17 +43,15 @@ class Features:
         return torch.stack(found)
 
 
-def judged(metrics: dict[str, Any], rows: Rows, extra: dict[str, float], gold: list[float] | None) -> Judged:
-    responses = [row["response"] for row in rows]
-    panel = text_panel(responses)
-    panel |= {name: metrics[f"val/{name}"] for name in ("perplexity", "response_length", "eos_rate", "entropy", "kl")}
-    panel["distinct_2"] = metrics["val/distinct_2"]
-    return Judged(panel | extra, [row["score"] for row in rows], gold, responses)
+def judged(metrics: dict[str, Any], rows: Rows, extra: dict[str, float], gold: list[float]) -> Judged:
+    measured = ("perplexity", "response_length", "eos_rate", "entropy", "kl", "distinct_2")
+    responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
+    return Judged.of(responses, scores, gold, {name: metrics[f"val/{name}"] for name in measured} | extra)
 
 
 def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     """{"steps", "worth", "score", "gold": [means], "worths": [[each]], "gain", "rises": {name: [values]}}."""
-    config = json.loads(json.dumps(_reward_of(folder)))
+    config = _about(folder)
     mine = judges.get(config["name"])
     seen = validations(folder)
     told: dict[str, Any] = {"config": config, "steps": [], "worths": [], "scores": [], "golds": [], "gain": [],
@@ -96,7 +93,7 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     return told
 
 
-def _reward_of(folder: Path) -> dict[str, Any]:
+def _about(folder: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     config = OmegaConf.load(folder / "config.yaml")

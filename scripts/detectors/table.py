@@ -99,3 +99,29 @@ def interval(items: list[Any], of: Callable[[list[Any]], float], draws: int = 10
     if not found:
         return float("nan"), float("nan")
     return found[int(0.025 * len(found))], found[int(0.975 * len(found))]
+
+
+def page(runs: list[Labelled]) -> str:
+    """The table in Markdown, best area first, and what it is of."""
+    fit, test = halves(runs)
+    hacked = [sum(run.hacked for run in half) for half in (fit, test)]
+    lines = [
+        f"{len(runs)} runs of {len({run.setting for run in runs})} settings, {sum(hacked)} of them hacked. Thresholds "
+        f"are of {len(fit)} runs ({hacked[0]} hacked); caught, false alarms and lead are of the other {len(test)} "
+        f"({hacked[1]} hacked).",
+        "",
+        "| sign | ROC area | caught | false alarms | lead, steps | threshold |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = [name for name in runs[0].signs if all(name in run.signs for run in runs)]
+    found = {name: figures(name, fit, test) for name in names}
+    for name, row in sorted(found.items(), key=lambda item: -item[1]["area"][0]):
+        cells = [_shown(row["area"]), _shown(row["caught"]), _shown(row["false"])]
+        lead = row["lead"]
+        cells.append("–" if lead is None else f"{lead[0]:+g} ({lead[1]:+g} to {lead[2]:+g})")
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['threshold']:.3g} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(figure: tuple[float, float, float]) -> str:
+    return f"{figure[0]:.2f} ({figure[1]:.2f} to {figure[2]:.2f})"
