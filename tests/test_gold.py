@@ -16,7 +16,7 @@ from rlhf_cli.evaluation.audit import Gains, confirmed
 from rlhf_cli.evaluation.validation_metrics import gold_of, gold_parts
 from rlhf_cli.report.runs import load
 from rlhf_cli.rewards.scorer import Texts
-from rlhf_cli.runs.hacking_watch import as_judged
+from rlhf_cli.runs.hacking_watch import HackingWatch
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 TWO = "gold=[vader,roberta_large]"
@@ -124,7 +124,7 @@ def test_every_command_shows_every_judge(tmp_path: Path, cache: Path, capsys: py
             assert row[metric] == pytest.approx(sum(s["parts"][name] for s in at) / len(at), abs=1e-6)
         assert row["val/gold_score"] == row["val/gold_score/vader"]
         assert row["val/score"] == pytest.approx(row["val/gold_score/roberta_large"])
-        assert as_judged(row, at).gold == [sample["parts"]["gold/vader"] for sample in at]
+        assert HackingWatch(0.5).judged(row, at).gold == [sample["parts"]["gold/vader"] for sample in at]
     assert load(run).last("val/gold_score/vader") == logged[-1]["val/gold_score"]
 
     assert train(run, f"resume={run}", TWO, "steps=2") == 0  # the same words again are no change

@@ -11,7 +11,7 @@ from rlhf_cli.evaluation.validation_metrics import gold_of
 from rlhf_cli.evaluation.words import ABUSE, FILM, FILMS, WordLists, word_list
 from rlhf_cli.tracking.jsonl import read_jsonl
 
-DRIFT = ("response_length", "eos_rate", "entropy", "kl")
+DRIFT = ("response_length", "eos_rate", "entropy")
 """What is only shown beside the index, as its change since the first validation."""
 
 
@@ -80,7 +80,7 @@ class HackingWatch:
     def judged(self, metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
         """A validation from its metrics and its sample rows."""
         measured = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
-        measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", *DRIFT)}
+        measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", "kl", *DRIFT)}
         golds = list(gold_of(rows).values())
         responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
         first, others = (golds[0] if golds else None), tuple(golds[1:])
