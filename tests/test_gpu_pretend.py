@@ -169,7 +169,7 @@ def test_validation_on_a_gpu(gpu: Watch) -> None:
     study = Study("algo=ppo")
     asked = PromptSet([""] * 5, ["neutral"] * 5, [[3], [3, 4], [5], [4, 4, 4], [3]], 0)
     scorer = Scorer({"sevens": sevens}, {"sevens": 1.0})
-    metrics, rows = validate(study.policy, study.reference, asked, scorer, None, batch_size=3)
+    metrics, rows = validate(study.policy, study.reference, asked, scorer, {}, batch_size=3)
     assert len(rows) == 5
     assert metrics["val/kl"] == 0.0
 

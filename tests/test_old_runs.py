@@ -1,6 +1,7 @@
 """Runs of older releases go on: what their configs lack means as before. scripts/old_run.py makes tests/data/run_*."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,7 +62,8 @@ def told(said: str, after: str) -> list[str]:
     kept = yaml.safe_load((KEPT[-1] / "run" / "config.yaml").read_text())
     whole = as_before(kept, Config, {})
     own = {*added(kept, whole), *added(whole, kept)}
-    return [item for item in line.partition(after)[2].split(", ") if item.partition("=")[0] not in own]
+    items = re.split(r", (?=[\w.]+=)", line.partition(after)[2])  # a list has commas of its own
+    return [item for item in items if item.partition("=")[0] not in own]
 
 
 def as_expected(home: Path) -> None:
