@@ -4,6 +4,7 @@
                                                      35 steps a run (scores level off by 20), three values a knob
     python scripts/study.py study=whole              3 seeds everywhere; says first how long it will take
     python scripts/study.py study=quick parts=reward_models,sweep_beta out=outputs/mine jobs=2 scale=mini
+    python scripts/study.py scale=small data.source=reviews.jsonl   parts for SmolLM2-135M, one seed (whole: two)
 
 Interrupted, the same command goes on where it stopped: what is done is not run again.
 """
@@ -33,14 +34,23 @@ HEADLINES = ("base_vs_instruct", "reward_models")
 PARTS = (
     *HEADLINES, "ngram_penalty", "prefix_length", "algorithms", "sweep_beta", "sweep_epsilon", "sweep_lambda",
 )  # fmt: skip
+KNOWN = (*PARTS, "reading")
 QUICK = {
     "sweep_beta": ["algo.beta=0,0.03,0.3"],
     "sweep_epsilon": ["algo.epsilon=0.05,0.2,0.5"],
     "sweep_lambda": ["algo.lambda=0.8,0.95,1.0"],
 }
+SMALL_PARTS = ("reward_models", "sweep_beta", "algorithms", "ngram_penalty", "reading")
+SMALL = {
+    "reward_models": ["reward=vader,minilm_weak,minilm"],
+    "sweep_beta": ["algo.beta=0,0.01,0.03"],
+    "algorithms": ["algo=ppo,grpo"],
+    "ngram_penalty": ["reward=minilm", "penalty={weight:0.0,n:3},{weight:1.0,n:3}", "algo.beta=0"],
+}
+"""On a real small model: one seed, or with study=whole two; each run is a quarter of an hour and more."""
 QUICK_MINI = ["steps=35", "val.every=7"]
 """The learning rate comes to 0 at a run's end, whatever its steps, so a shorter one is whole, too."""
-OPTIONS = {"study": "quick", "scale": "auto", "out": "", "parts": ",".join(PARTS), "jobs": ""}
+OPTIONS = {"study": "quick", "scale": "auto", "out": "", "parts": "", "jobs": ""}
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,15 @@ def jobs_of(parts: list[str], study: str, scale: str, out: Path, extra: list[str
     found: dict[str, Job] = {}
     for part in parts:
         typed = [f"experiment={part}", f"scale={scale}", "tracking=none"]
-        if study == "quick":
+        if scale == "small":
+            typed += SMALL.get(part, [])
+        elif study == "quick":
             typed += QUICK.get(part, []) + (QUICK_MINI if scale == "mini" else [])
         typed += extra
-        if study == "whole" or part not in HEADLINES:
-            typed.append("seed=0,1,2" if study == "whole" else "seed=0")
+        if study == "whole":
+            typed.append("seed=0,1" if scale == "small" else "seed=0,1,2")
+        elif scale == "small" or part not in HEADLINES:
+            typed.append("seed=0")
         planned = plan("train", typed, multirun=True, config_dir=None)
         for overrides, config in zip(planned.overrides, planned.jobs, strict=True):
             key = config_hash(flat(config.model_dump(by_alias=True)))
@@ -141,14 +155,15 @@ def main(argv: list[str]) -> int:
         return 0 if words[0] in ("-h", "--help", "help") else 2
     options = OPTIONS | {key: value for key, value in typed.items() if key in OPTIONS}
     extra = [f"{key}={value}" for key, value in typed.items() if key not in OPTIONS]
-    parts = [part for part in options["parts"].split(",") if part]
-    if options["study"] not in ("quick", "whole") or (unknown := [part for part in parts if part not in PARTS]):
-        wrong = f"parts={unknown[0]}" if options["study"] in ("quick", "whole") else f"study={options['study']}"
-        print(f"{wrong}: allowed are study=quick, study=whole and parts out of {', '.join(PARTS)}", file=sys.stderr)
-        return 2
-    console, out = Console(), Path(options["out"] or f"outputs/study_{options['study']}")
     if options["scale"] == "auto":
         options["scale"] = detected_scale()
+    parts = [part for part in options["parts"].split(",") if part]
+    parts = parts or list(SMALL_PARTS if options["scale"] == "small" else PARTS)
+    if options["study"] not in ("quick", "whole") or (unknown := [part for part in parts if part not in KNOWN]):
+        wrong = f"parts={unknown[0]}" if options["study"] in ("quick", "whole") else f"study={options['study']}"
+        print(f"{wrong}: allowed are study=quick, study=whole and parts out of {', '.join(KNOWN)}", file=sys.stderr)
+        return 2
+    console, out = Console(), Path(options["out"] or f"outputs/study_{options['study']}")
     try:
         jobs = jobs_of(parts, options["study"], options["scale"], out, extra)
     except UserError as error:
@@ -163,11 +178,11 @@ def main(argv: list[str]) -> int:
     )
     # miniatures and prompts once, before several runs want them
     for data in ("short_prefix", "long_prefix"):
-        if missing and (code := call("data", f"data={data}", f"scale={options['scale']}", threads=cores)):
+        if missing and (code := call("data", f"data={data}", f"scale={options['scale']}", *extra, threads=cores)):
             return code
-    if missing and call("models", f"scale={options['scale']}", threads=cores):
+    if missing and call("models", f"scale={options['scale']}", *extra, threads=cores):
         return 1
-    if options["study"] == "whole" and missing:
+    if (options["study"] == "whole" or options["scale"] == "small") and missing:
         minutes = estimate(missing[0], len(missing), workers, threads) / 60
         console.print(f"about {minutes:.0f} minutes on this machine (Ctrl-C and the same command: it goes on)")
     start = time.monotonic()
