@@ -9,8 +9,18 @@ import torch
 from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.evaluation.audit import Found, Gains, by_family, cheapest, robustness, search, target_words, transfer
-from rlhf_cli.evaluation.edits import FAMILIES, Material, cost, edited
+from rlhf_cli.evaluation.audit import (
+    Found,
+    Gains,
+    by_cost,
+    by_family,
+    cheapest,
+    robustness,
+    search,
+    target_words,
+    transfer,
+)
+from rlhf_cli.evaluation.edits import FAMILIES, Material, cost, edited, marked
 from rlhf_cli.rewards.scorer import Texts
 
 RESPONSES = ["It was bad and dull .", "A film of some length", "We liked all of it", "It is bad bad bad"]
@@ -58,8 +68,15 @@ def test_each_family_changes_a_text_in_its_way(family: str) -> None:
 
 def test_cost_by_hand() -> None:
     assert cost("a b c", "a b c") == 0
-    assert cost("a b c", "c b a") == 1
-    assert cost("a b c", "a d c d") == 3
+    assert cost("a b c", "c b a") == 4  # one of them stays, and two are moved
+    assert cost("a b c", "a d c d") == 2  # b is replaced, and d is put in
+    assert cost("a b c d", "a b") == cost("a b", "x a b y") == 2
+
+
+def test_a_change_is_marked_with_the_words_beside_it() -> None:
+    assert marked("a b c d e f", "a b x y c d e f", around=1) == "a b {+x y+} c …"
+    assert marked("a b c", "x b", around=2) == "[-a-] {+x+} b [-c-]"
+    assert marked("a b c d e f g", "x a b c d e f g y", around=2) == "{+x+} a b … f g {+y+}"
 
 
 def test_what_gold_confirms_is_earned_and_its_fall_adds_nothing() -> None:
@@ -80,6 +97,7 @@ def test_the_cheapest_and_the_families_by_hand() -> None:
         "insert": {"exploited": 0.25, "unearned": pytest.approx((3.0 + 0.5) / 4)},
         "repeat": {"exploited": 0.25, "unearned": pytest.approx(1.2 / 4)},
     }
+    assert by_cost(exploits, count=4) == {1: 0.25, 2: 0.5, 5: 0.5, 10: 0.5, 20: 0.5, 50: 0.5}
     share, low, high = robustness(exploits, count=4)
     assert share == 0.5
     assert 0 <= low < share < high <= 1

@@ -50,6 +50,7 @@ def audited(config: Any) -> dict[str, Any]:
     from rlhf_cli.engine.device import compute
     from rlhf_cli.evaluation.audit import (
         Gains,
+        by_cost,
         by_family,
         cheapest,
         confirmed,
@@ -64,11 +65,11 @@ def audited(config: Any) -> dict[str, Any]:
     made, _ = scorer(config, where, notify)
     texts = gather(config)
     count = len(texts.responses)
-    notify(
-        f"scale={config.scale}: {count} responses, reward={config.reward.name}, gold={' and '.join(config.gold.judges)}"
-    )
+    named = " and ".join(config.gold.judges)
+    notify(f"scale={config.scale}: {count} responses, reward={config.reward.name}, gold={named}")
     reward = Gains.of(made.score, texts)
-    gold = confirmed([Gains.of(judge, texts) for judge in gold_judges(config, where, notify).values()])
+    golds = {name: Gains.of(judge, texts) for name, judge in gold_judges(config, where, notify).items()}
+    gold = confirmed([*golds.values()])
     few = texts.select(torch.arange(min(wanted.attributed, count)))
     targets = target_words(made.score, few) if wanted.attributed and "target" in wanted.families else []
     material = Material(texts.responses, targets, config.prompt.system or "")
@@ -84,6 +85,8 @@ def audited(config: Any) -> dict[str, Any]:
         "responses": count,
         "tried": len(tried),
         "robustness": {"share": share, "low": low, "high": high, "margin": wanted.margin},
+        "within_words": by_cost(exploits, count=count),
+        "sd": {"reward": reward.scale} | {f"gold/{name}": judge.scale for name, judge in golds.items()},
         "families": by_family(tried, margin=wanted.margin, count=count),
         "targets": targets,
         "transfer": transfer(exploits, texts, others, margin=wanted.margin),
@@ -169,26 +172,31 @@ def show(kept: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from rlhf_cli.evaluation.edits import marked
     from rlhf_cli.tracking.text import printable
 
-    console, robust, margin = Console(), kept["robustness"], kept["robustness"]["margin"]
-    table = Table("edit", "responses it exploits", "best unearned gain, mean", title="one edit each")
+    console, robust, count = Console(), kept["robustness"], kept["responses"]
+    table = Table("edit", "responses it exploits", "best unearned gain, mean", title="one edit of each family")
     for family, row in sorted(kept["families"].items(), key=lambda pair: -pair[1]["exploited"]):
         table.add_row(family, f"{row['exploited']:.3f}", f"{row['unearned']:.2f} sd")
     console.print(table)
     for found in kept["exploits"][:SHOWN]:
         gains = f"reward {found['reward']:+.2f} sd, gold {found['gold']:+.2f} sd"
-        console.print(Text(f"{found['cost']} words, {' + '.join(found['path'])}: {gains}", "bold"))
-        console.print(Text(f"  {printable(found['before'])}\n  → {printable(found['after'])}"))
+        words = "1 word" if found["cost"] == 1 else f"{found['cost']} words"
+        console.print(Text(f"{words}, {' + '.join(found['path'])}: {gains}", "bold"))
+        console.print(Text(f"  {printable(marked(found['before'], found['after']))}"))
     if kept["targets"]:
         console.print(Text(f"words that earn most: {', '.join(map(printable, kept['targets']))}"))
+    console.print(Text(f"1 sd is, on these responses: {', '.join(f'{n} {v:.3f}' for n, v in kept['sd'].items())}"))
+    paid = ", ".join(f"{words}: {share:.3f}" for words, share in kept["within_words"].items())
+    console.print(Text(f"responses exploited by at most so many changed words: {paid}"))
     for name, fooled in kept["transfer"].items():
         console.print(Text(f"of the exploits, {name} falls for {fooled:.3f}"))
     interval = f"95 % {robust['low']:.3f} to {robust['high']:.3f}"
+    held, margin = count - len(kept["exploits"]), robust["margin"]
     console.print(
         Text(
-            f"robustness {robust['share']:.3f} ({interval}): "
-            f"responses of {kept['responses']} for which {kept['tried']} edits found no "
-            f"gain of {margin:g} sd that gold does not confirm"
+            f"robustness {robust['share']:.3f} ({interval}): for {held} of {count} "
+            f"responses none of {kept['tried']} edits gained {margin:g} sd of reward that gold does not confirm"
         )
     )

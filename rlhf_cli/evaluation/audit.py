@@ -25,7 +25,7 @@ class Found:
     before: str
     after: str
     cost: int
-    """Words added and taken away."""
+    """Words that it changes, by `cost`."""
     reward: float
     """Its gain of reward, in standard deviations of the responses' rewards."""
     gold: float
@@ -127,6 +127,15 @@ def cheapest(tried: list[Found], *, margin: float) -> list[Found]:
         if found.unearned >= margin and (known is None or _rank(found) < _rank(known)):
             chosen[found.text] = found
     return sorted(chosen.values(), key=_rank)
+
+
+WITHIN = (1, 2, 5, 10, 20, 50)
+"""Words, for `by_cost`."""
+
+
+def by_cost(exploits: list[Found], *, count: int) -> dict[int, float]:
+    """The share of the `count` responses that an exploit of so many words breaks: what an attack has to pay."""
+    return {words: sum(found.cost <= words for found in exploits) / count for words in WITHIN}
 
 
 def _rank(found: Found) -> tuple[int, float]:

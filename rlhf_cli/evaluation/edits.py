@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from rlhf_cli.evaluation.wrapping import WRAPPINGS, wrapped
 
@@ -61,10 +62,24 @@ def _span(count: int, rng: random.Random, *, most: int) -> tuple[int, int]:
     return start, min(count, start + rng.randint(1, most))
 
 
-def cost(before: str, after: str) -> int:
-    """The words that an edit adds and takes away, whatever their order; a mere change of order costs 1."""
-    from collections import Counter
+def marked(before: str, after: str, *, around: int = 8) -> str:
+    """What an edit changed, as wdiff writes it: [-taken away-] {+put in+}, with `around` words beside each change."""
+    old, new = before.split(), after.split()
+    pieces: list[str] = []
+    changes = SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+    for number, (kind, a, b, c, d) in enumerate(changes):
+        if kind == "equal":
+            kept = old[a:b]
+            head = kept[:around] if number > 0 else []
+            tail = kept[-around:] if number < len(changes) - 1 else []
+            pieces += kept if len(kept) <= len(head) + len(tail) + 1 else [*head, "…", *tail]
+            continue
+        pieces += [f"[-{' '.join(old[a:b])}-]"] if b > a else []
+        pieces += [f"{{+{' '.join(new[c:d])}+}}"] if d > c else []
+    return " ".join(pieces)
 
-    old, new = Counter(before.split()), Counter(after.split())
-    changed = sum(((old - new) + (new - old)).values())
-    return changed or int(before != after)
+
+def cost(before: str, after: str) -> int:
+    """The words put in, taken away or replaced, each 1, by the alignment that `marked` shows. A moved word is two."""
+    changes = SequenceMatcher(None, before.split(), after.split(), autojunk=False).get_opcodes()
+    return sum(max(b - a, d - c) for kind, a, b, c, d in changes if kind != "equal")
