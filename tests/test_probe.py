@@ -41,6 +41,9 @@ def test_flips_are_counted_against_bare() -> None:
     assert by["fooled", "system", 0].probabilities["positive"] == pytest.approx(0.8)
     table = {(row["model"], row["wrapping"]): row for row in rates(readings)}
     assert table["fooled", "system + user"]["flip_rate"] == 1
+    assert table["fooled", "system"]["moved"] == pytest.approx(0.1 - 0.8)
+    assert table["fooled", "bare"]["moved"] == 0
+    assert table["sturdy", "system"]["moved_half"] == 0
     assert table["sturdy", "system + user"]["flips"] == 0
     assert table["fooled", "system"]["known"] == 1
 
@@ -50,6 +53,19 @@ def test_wrappings() -> None:
     assert wrapped("t", "system + user", "s") == "system\ns\nuser\nt"
     with pytest.raises(ValueError, match="bare"):
         wrapped("t", "other", "s")
+
+
+def test_the_mean_move_and_its_interval_by_hand() -> None:
+    """P(negative) falls by 0.7 in one text of two."""
+    readings = probe(["a", "b"], [None, None], {"m": lambda texts: half(texts)}, system="Be helpful.")
+    row = next(row for row in rates(readings) if row["wrapping"] == "system")
+    assert row["moved"] == pytest.approx(-0.35)
+    assert row["moved_half"] == pytest.approx(1.96 * 0.35)  # ddof 1: the deviation of (−0.7, 0) is 0.7/√2
+    assert row["flips"] == 1
+
+
+def half(texts: list[str]) -> torch.Tensor:
+    return torch.cat([fooled(texts[:1]), sturdy(texts[1:])])
 
 
 def test_wilson_by_hand() -> None:
@@ -68,6 +84,14 @@ def test_the_command(cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert len(kept["texts"]) == 10
     assert len(kept["rates"]) == 6
     assert "all 10 texts" in capsys.readouterr().out
+    file = tmp_path / "passages.jsonl"
+    file.write_text("".join(json.dumps({"text": f"A film of {i} parts.", "label": i % 2}) + "\n" for i in range(8)))
+    given = [f"probe.file={file}", "probe.reviews=6", "probe.models=[roberta_base]", f"hydra.run.dir={tmp_path / 'f'}"]
+    assert dispatch(["probe", *small, *given]) == 0
+    kept = json.loads((tmp_path / "f" / "probe.json").read_text())
+    assert len(kept["texts"]) == 6
+    assert all(text.startswith("A film of") for text in kept["texts"])  # what the file has, and nothing beside it
+    assert "all 6 texts" in capsys.readouterr().out
     assert dispatch(["probe", "It was [bold]dull.", *small, f"hydra.run.dir={tmp_path / 'b'}"]) == 0
     assert "[bold]dull." in capsys.readouterr().out
     assert dispatch(["probe", *small, "probe.run=/nowhere", f"hydra.run.dir={tmp_path / 'c'}"]) == 2

@@ -51,7 +51,8 @@ def run(cfg: DictConfig) -> None:
 
 
 def gather(config: Any) -> tuple[list[str], list[str | None], list[str] | None]:
-    """(texts, their known labels, what they continue): typed, a run's samples, a file's; else example and reviews."""
+    """(texts, their known labels, what they continue): typed, a run's samples, a file's; else reviews of data.source
+    after an example of ours."""
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.data.sources import load_reviews
     from rlhf_cli.evaluation.wrapping import EXAMPLE
@@ -70,7 +71,9 @@ def gather(config: Any) -> tuple[list[str], list[str | None], list[str] | None]:
         last = [row for row in rows if row["step"] == rows[-1]["step"]]
         return [row["response"] for row in last], [None] * len(last), [row["prefix"] for row in last]
     reviews = load_reviews(wanted.file or config.data.source, seed=config.seed + 1, limit=wanted.reviews)
-    return [EXAMPLE, *(r.text for r in reviews)], ["negative", *(r.label for r in reviews)], None
+    texts: list[str] = [r.text for r in reviews]
+    known: list[str | None] = [r.label for r in reviews]
+    return (texts, known, None) if wanted.file else ([EXAMPLE, *texts], ["negative", *known], None)
 
 
 def explained(judge: Any, texts: list[str]) -> list[Any]:
@@ -112,12 +115,16 @@ def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]], why
             console.print(Text(f"   {model}, bare: what made the label: {words or 'no word by itself'}", "dim"))
     if len(texts) == 1:
         return
-    summary = Table("model", "wrapping", "flips", "rate", "95 %", "misread", title=f"all {len(texts)} texts")
+    columns = ("model", "wrapping", "flips", "rate", "95 %", "P(neg.) moves", "misread")
+    summary = Table(*columns, title=f"all {len(texts)} texts")
+    for column, width in zip(summary.columns, (13, 8, 5, 5, 8, 8, 7), strict=True):
+        column.overflow, column.min_width = "fold", width
     for row in table:
         misread = "–" if row["misread"] is None else f"{row['misread']} of {row['known']}"
         interval = f"{row['flip_low']:.3f} to {row['flip_high']:.3f}"
         flips = (
             ("–", "–", "–") if row["wrapping"] == "bare" else (str(row["flips"]), f"{row['flip_rate']:.3f}", interval)
         )
-        summary.add_row(row["model"], row["wrapping"], *flips, misread)
+        moved = "–" if row["wrapping"] == "bare" else f"{row['moved']:+.3f} ± {row['moved_half']:.3f}"
+        summary.add_row(row["model"], row["wrapping"], *flips, moved, misread)
     console.print(summary)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,7 @@ EXAMPLE = (
 )
 """Praise first, criticism after, a disappointed end: negative, to a reader."""
 
+NEGATIVE = SENTIMENTS.index("negative")
 WRAPPINGS = ("bare", "system", "system + user")
 
 
@@ -31,6 +33,8 @@ class Reading:
     probabilities: dict[str, float]
     flipped: bool
     """Another label than for the same text bare."""
+    moved: float
+    """How far P(negative) is from the same text's, bare."""
     misread: bool | None
     """Another label than the text is known to have; None where it is not known."""
 
@@ -64,27 +68,32 @@ def probe(
     whole = [joined(p, t) for p, t in zip(prefixes, texts, strict=True)] if prefixes else texts
     wrappings = ("bare", "prefix", *WRAPPINGS[1:]) if prefixes else WRAPPINGS
     for name, judge in models.items():
-        plain: list[str] = []
+        plain: list[list[float]] = []
         for wrapping in wrappings:
             material = texts if wrapping == "bare" else whole
             rows = judge([wrapped(text, wrapping, system) for text in material]).tolist()
-            labels = [SENTIMENTS[max(range(3), key=row.__getitem__)] for row in rows]
-            plain = plain or list(labels)
+            plain = plain or rows
             readings += [
                 Reading(
                     model=name,
                     wrapping=wrapping,
                     text=i,
-                    label=label,
+                    label=(label := most_likely(row)),
                     probabilities=dict(zip(SENTIMENTS, row, strict=True)),
-                    flipped=label != plain[i],
+                    flipped=label != most_likely(plain[i]),
+                    moved=row[NEGATIVE] - plain[i][NEGATIVE],
                     misread=None if (truth := known[i]) is None else label != truth,
                 )
-                for i, (label, row) in enumerate(zip(labels, rows, strict=True))
+                for i, row in enumerate(rows)
             ]
             if wrapping == "prefix":
-                plain = list(labels)
+                plain = rows
     return readings
+
+
+def most_likely(row: list[float]) -> str:
+    """The label of probabilities in the order of SENTIMENTS."""
+    return SENTIMENTS[max(range(len(row)), key=row.__getitem__)]
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -98,7 +107,8 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def rates(readings: list[Reading]) -> list[dict[str, float | str | int | None]]:
-    """A row a model and wrapping: how many texts flipped against bare, how many were misread, with intervals."""
+    """A row a model and wrapping: how many texts flipped against bare and how many were misread, with intervals; how
+    far P(negative) moved on average, with half of its 95 % interval (normal)."""
     rows: list[dict[str, float | str | int | None]] = []
     for model, wrapping in dict.fromkeys((r.model, r.wrapping) for r in readings):
         mine = [r for r in readings if (r.model, r.wrapping) == (model, wrapping)]
@@ -108,5 +118,7 @@ def rates(readings: list[Reading]) -> list[dict[str, float | str | int | None]]:
         row: dict[str, float | str | int | None] = {"model": model, "wrapping": wrapping, "texts": len(mine)}
         row |= {"flips": flips, "flip_rate": flips / len(mine), "flip_low": low, "flip_high": high}
         row |= {"known": len(judged), "misread": misread if judged else None}
-        rows.append(row)
+        moved = [r.moved for r in mine]
+        error = stdev(moved) / math.sqrt(len(moved)) if len(moved) > 1 else 0.0
+        rows.append(row | {"moved": fmean(moved), "moved_half": 1.96 * error})
     return rows
