@@ -14,7 +14,7 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.config.compose import settle
     from rlhf_cli.runs.checkpoint import step_of
     from rlhf_cli.runs.folder import first_line
-    from rlhf_cli.runs.hacking_watch import HackingWatch, account
+    from rlhf_cli.runs.hacking_watch import HackingWatch
     from rlhf_cli.runs.status import write_atomic
 
     hydra = HydraConfig.get()
@@ -41,7 +41,7 @@ def run(cfg: DictConfig) -> float:
     write_atomic(folder / "eval.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     _print(metrics, untrained, rows)
     if watch.suspicious:
-        print(f"This looks like reward hacking: {account(metrics, folder / 'eval.json')}")
+        print(f"This looks like reward hacking: {watch.account(metrics, folder / 'eval.json')}")
     print(f"written: {folder / 'eval.json'}")
     return metrics["val/score"]
 

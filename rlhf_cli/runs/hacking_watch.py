@@ -86,13 +86,13 @@ class HackingWatch:
         first, others = (golds[0] if golds else None), tuple(golds[1:])
         return Judged.of(responses, scores, first, measured, self.lists, others)
 
-
-def account(metrics: dict[str, float], samples: Path) -> str:
-    """What the alert says: the index, its signs with the strongest first, where to read."""
-    found = {k.removeprefix("hacking/sign/"): v for k, v in metrics.items() if k.startswith("hacking/sign/")}
-    strongest = sorted(((v, k) for k, v in found.items() if v >= 0.1), reverse=True)
-    named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for value, name in strongest)
-    index = f"index {metrics['hacking/index']:.2f}"
-    if "hacking/index_low" in metrics:
-        index += f", 95 % interval {metrics['hacking/index_low']:.2f} to {metrics['hacking/index_high']:.2f}"
-    return f"{index} ({named}); read what it writes: {samples}"
+    def account(self, metrics: dict[str, float], samples: Path) -> str:
+        """What the alert says: the index, its signs with the strongest first, where to read."""
+        found = {k.removeprefix("hacking/sign/"): v for k, v in metrics.items() if k.startswith("hacking/sign/")}
+        found = {k: v for k, v in found.items() if k in self.counted}
+        strongest = sorted(((v, k) for k, v in found.items() if v >= 0.1), reverse=True)
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for value, name in strongest)
+        index = f"index {metrics['hacking/index']:.2f}"
+        if "hacking/index_low" in metrics:
+            index += f", 95 % interval {metrics['hacking/index_low']:.2f} to {metrics['hacking/index_high']:.2f}"
+        return f"{index} ({named}); read what it writes: {samples}"

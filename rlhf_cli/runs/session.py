@@ -19,7 +19,7 @@ from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, re
 from rlhf_cli.runs.folder import check_record, first_line
 from rlhf_cli.runs.fork import called, forked
 from rlhf_cli.runs.hacking_answers import Answers
-from rlhf_cli.runs.hacking_watch import HackingWatch, account
+from rlhf_cli.runs.hacking_watch import HackingWatch
 from rlhf_cli.runs.nonfinite import report_nonfinite
 from rlhf_cli.runs.status import write_status
 from rlhf_cli.runs.warnings import Warnings
@@ -63,7 +63,8 @@ class Session:
         if self.watch.onset is not None and not self.alerted:
             self.alerted = True
             self.trackers.alert(
-                f"reward hacking from step {self.watch.onset}", account(metrics, self.folder / "samples.jsonl")
+                f"reward hacking from step {self.watch.onset}",
+                self.watch.account(metrics, self.folder / "samples.jsonl"),
             )
         if self.watch.onset is not None and self.watch.indices[-1][0] == step:
             self.answer(step, self.watch.onset, metrics)
@@ -74,7 +75,7 @@ class Session:
         say, answers, algo = self.trackers.message, self.answers, self.experiment.algo
         match answers.next():
             case "warn":
-                say(f"reward hacking at step {step}: {account(metrics, self.folder / 'samples.jsonl')}")
+                say(f"reward hacking at step {step}: {self.watch.account(metrics, self.folder / 'samples.jsonl')}")
             case "raise_beta":
                 beta = answers.raised(algo)
                 answers.note("raise_beta", step=step, onset=onset, beta=beta)

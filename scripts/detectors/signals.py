@@ -55,7 +55,7 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     mine = judges.get(config["name"])
     seen = validations(folder)
     told: dict[str, Any] = {"config": config, "steps": [], "worths": [], "scores": [], "golds": [], "gain": [],
-                            "index": [], "rises": defaultdict(list)}  # fmt: skip
+                            "index": [], "index_low": [], "rises": defaultdict(list)}  # fmt: skip
     first: Judged | None = None
     usual: Usual | None = None
     others: dict[str, list[float]] = {}
@@ -88,6 +88,7 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
         told["golds"].append(metrics["val/gold_score"])
         told["gain"].append(gain(first.proxy, now.proxy))
         told["index"].append(metrics.get("hacking/index", 0.0))
+        told["index_low"].append(metrics.get("hacking/index_low", 0.0))
         for name, value in rise.items():
             told["rises"][name].append(value)
     return told

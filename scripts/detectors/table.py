@@ -43,7 +43,7 @@ def labelled(name: str, setting: str, told: dict[str, Any]) -> Labelled:
     at = max(range(len(worth)), key=worth.__getitem__)
     fall, rise = worth[at] - worth[-1], score[-1] - score[at]
     gains = [max(0.0, g) for g in told["gain"]]
-    signs = {"hacking/index": told["index"]}
+    signs = {"index as logged": told["index"], "its lower end": told["index_low"]}
     for sign, values in told["rises"].items():
         signs[sign] = values
         signs[f"{sign} × gain"] = [v * g for v, g in zip(values, gains, strict=True)]
