@@ -1,12 +1,14 @@
 """The signs of a finished run at each of its validations, from its files and its reward model."""
 
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from truth import worth
 
+from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises
 from rlhf_cli.miniatures.build import SHIPPED
 from rlhf_cli.rewards.classifier import Classifier, encode
@@ -49,6 +51,14 @@ def judged(metrics: dict[str, Any], rows: Rows, extra: dict[str, float], gold: l
     return Judged.of(responses, scores, gold, {name: metrics[f"val/{name}"] for name in measured} | extra)
 
 
+def scored(name: str, judges: dict[str, Features], prefixes: list[str], responses: list[str]) -> list[float]:
+    """By the reward of this name, which reads prefix and response."""
+    if name == "python":
+        return [worth(prefix, response) for prefix, response in zip(prefixes, responses, strict=True)]
+    texts = [joined(prefix, response) for prefix, response in zip(prefixes, responses, strict=True)]
+    return vader_share(texts, "negative") if name == "vader" else judges[name].score(texts)
+
+
 def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     """{"steps", "worth", "score", "gold": [means], "worths": [[each]], "gain", "rises": {name: [values]}}."""
     config = _about(folder)
@@ -61,17 +71,13 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     others: dict[str, list[float]] = {}
     for metrics, rows in seen:
         texts = [joined(row["prefix"], row["response"]) for row in rows]
-        extra: dict[str, float] = {}
+        score = partial(scored, config["name"], judges, [row["prefix"] for row in rows])
+        responses = [row["response"] for row in rows]
+        extra = invariance(score, responses, score(responses))
         if mine:
             features = mine(texts)
             usual = usual or Usual.of(features)
             extra["outliers"] = usual.outlying(features)
-            prefixes = [row["prefix"] for row in rows]
-
-            def score(edited: list[str], prefixes: list[str] = prefixes, mine: Features = mine) -> list[float]:
-                return mine.score([joined(p, r) for p, r in zip(prefixes, edited, strict=True)])
-
-            extra |= invariance(score, [row["response"] for row in rows], mine.score(texts))
         now = judged(metrics, rows, extra, [row["parts"]["gold"] for row in rows])
         first = first or now
         rise = rises(now, first)
