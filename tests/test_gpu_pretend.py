@@ -1,24 +1,30 @@
 """Whole steps on a CPU that passes for a GPU: nothing a GPU would refuse, and few waits of the host for it."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.bandit import config
 from helpers.pretend_gpu import GPU, Refused, Watch, on_gpu, pretend
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rlhf_cli.build.algo import algorithm
 from rlhf_cli.commands.doctor import Numbers
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.engine import cuda_graph_decode
+from rlhf_cli.engine import cuda_graph_decode, varlen
 from rlhf_cli.engine.device import Compute
+from rlhf_cli.engine.forward import differentiable_twice
 from rlhf_cli.engine.load import lowered
+from rlhf_cli.engine.read import response_logprobs
 from rlhf_cli.engine.value_head import SharedCritic, ValueModel, checkpoint_activations
 from rlhf_cli.rewards.scorer import Scorer, Texts
+from rlhf_cli.rl.rollout import Rollout
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.optimizer import Optimizer, Schedule
 from rlhf_cli.training.policy import Critic, Generation, Policy
@@ -199,3 +205,100 @@ def test_the_pretence_sees_what_a_gpu_refuses(gpu: Watch) -> None:
     assert not gpu.waits
     float(there.sum())
     assert sum(gpu.waits.values()) == 1
+
+
+def one_by_one(query, key, value, starts, starts_k, longest, longest_k, *, scale, window_size, enable_gqa):
+    """What `torch.nn.attention.varlen.varlen_attn` documents, sequence by sequence."""
+    assert starts.dtype == torch.int32
+    assert starts is starts_k
+    assert all(on_gpu(x) for x in (query, key, value, starts))
+    lengths = np.diff(starts.numpy()).tolist()  # a kernel reads them without the host
+    assert sum(lengths) == len(query) == len(key) == len(value)
+    assert longest == longest_k == max(lengths)
+    assert window_size == (-1, 0)
+    assert enable_gqa is (query.shape[1] != key.shape[1])
+    found = []
+    for q, k, v in zip(*(x.split(lengths) for x in (query, key, value)), strict=True):
+        q, k, v = (x.transpose(0, 1)[None].float() for x in (q, k, v))
+        out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+        found.append(out[0].transpose(0, 1).to(query.dtype))
+    return torch.cat(found)
+
+
+@pytest.fixture
+def kernel(gpu: Watch, monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Attention over sequences of their own lengths, counted; a test may put a wrong one in its place."""
+    calls: Counter[str] = Counter()
+
+    def counted(*args, **more):
+        calls["attention"] += 1
+        return one_by_one(*args, **more)
+
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    monkeypatch.setattr(varlen, "varlen_attn", counted)
+    tried = varlen.takes
+    tried.cache_clear()
+    yield calls
+    tried.cache_clear()
+
+
+def ragged(*, shared: bool) -> Rollout:
+    """Four rollouts of different lengths; two prompts or four."""
+    prompts, lengths = torch.tensor([3, 3, 1, 1] if shared else [3, 1, 4, 2]), torch.tensor([2, 5, 1, 3])
+    group = torch.tensor([0, 0, 1, 1]) if shared else torch.arange(4)
+    ids = torch.randint(1, 12, (4, 9), generator=torch.Generator().manual_seed(0))
+    return Rollout(
+        prompts=ids[group, :4], prompt_lengths=prompts, responses=ids[:, 4:], lengths=lengths,
+        ended=torch.zeros(4, dtype=torch.bool), logprobs=torch.zeros(4, 5), group=group,
+    ).to(GPU)  # fmt: skip
+
+
+def read_with_gradients(model: Qwen2ForCausalLM, rollout: Rollout) -> list[torch.Tensor]:
+    model.zero_grad()
+    found = response_logprobs(model, rollout, temperature=1.0)[0]
+    (found * found).sum().backward()
+    return [found.detach(), *(p.grad.clone() for p in model.parameters())]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_attention_without_padding_gives_the_padded_ones_numbers(
+    shared: bool, kernel: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rollout = tiny(0).to(GPU), ragged(shared=shared)
+    monkeypatch.setattr(varlen, "takes", lambda *_: True)  # in float32 too, where numbers can be told apart
+    apart = read_with_gradients(model, rollout)
+    assert kernel["attention"] == 2 + 2  # layers: the gate's look at the model, and ours
+    with differentiable_twice():
+        padded = read_with_gradients(model, rollout)
+    assert kernel["attention"] == 4
+    for one, other in zip(apart, padded, strict=True):
+        assert float((one - other).abs().max()) <= 1e-5 * float(other.abs().max())
+
+
+def test_attention_is_padded_where_the_kernel_is_wrong_or_absent(
+    kernel: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = (2, 1, 8, torch.bfloat16, GPU)
+    assert varlen.takes(*kind)
+    assert not varlen.takes(2, 1, 8, torch.float32, GPU)
+    assert not varlen.takes(2, 1, 8, torch.bfloat16, torch.device("cpu"))
+    for wrong in (lambda *args, **more: one_by_one(*args, **more) * 1.1, Refuses("no such heads")):
+        monkeypatch.setattr(varlen, "varlen_attn", wrong)
+        varlen.takes.cache_clear()
+        assert not varlen.takes(*kind)
+
+
+class Refuses(RuntimeError):
+    def __call__(self, *args, **more):
+        raise self
+
+
+def test_a_step_with_attention_without_padding(kernel: Counter[str], gpu: Watch) -> None:
+    study = Study("algo=grpo", "algo.group_size=4", "algo.epochs=1", "algo.minibatches=1", dtype=torch.bfloat16)
+    study.reference = lowered(study.reference, torch.bfloat16)
+    study.policy.micro_batch_size = COUNT
+    assert study.step(1)["train/kl"] == 0.0
+    assert kernel["attention"] == 1 + 3 * 2  # the trial; reference, policy and update, two layers each
+    gpu.waits.clear()
+    study.step(2)
+    assert waits(gpu) <= WAITS + 1, gpu.waits

@@ -80,7 +80,7 @@ def _layer(
 ) -> Tensor:
     """A layer of packed tokens by plain autograd: on a GPU, and where gradients are differentiated again."""
     inside = dtype if x.is_cuda else x.dtype  # the CPU's attention is slow in bfloat16
-    see = partial(attend, packing=packing, decoder=decoder, dtype=inside, wanted=wanted)
+    see = partial(attend, packing=packing, decoder=decoder, dtype=inside, wanted=wanted, padded=_twice[0])
     return layer(x, block(weights, decoder, dtype), decoder, angles, see, wanted)
 
 

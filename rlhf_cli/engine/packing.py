@@ -1,4 +1,5 @@
-"""Rollouts without their padding: one row of N real tokens goes through the model, and only attention sees [B, T].
+"""Rollouts without their padding: one row of N real tokens goes through the model, and only attention sees rollouts,
+as [B, T], or on a GPU one after the other.
 
 A prompt that several rollouts of a micro-batch share is in it once, and a response's last token, from which nothing is
 predicted, not at all. The layout follows from lengths and groups, which the host knows: no GPU is asked for it. Left
@@ -13,8 +14,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from rlhf_cli.engine import varlen
 from rlhf_cli.engine.decoder import Decoder
 from rlhf_cli.rl.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """The rollouts one after the other, L tokens, each with its prompt."""
+
+    starts: Int[Tensor, " S"]
+    """int32: where each begins, and the end: S = B + 1."""
+    longest: int
+    token: Int[Tensor, " L"] | None
+    """Which packed token stands there; None: the packed tokens are just these."""
+    own: Int[Tensor, " N"] | None
+    """Where each packed token is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +52,8 @@ class Packing:
     """Which of them predicts each response token, in the order of `responses[mask]`."""
     direct: bool
     """The first predicts the first, and so on: `predictor` changes nothing."""
+    sequences: Sequences | None = None
+    """On a GPU."""
 
     def spread(self, x: Float[Tensor, "N C"]) -> Float[Tensor, "places C"]:
         """What each place of each rollout reads; anything where there is no token."""
@@ -117,6 +134,18 @@ def _packed(rollout: Rollout, size: Callable[[int], int]) -> Packing:
         predictors=there(predictors),
         predictor=there(predictor),
         direct=direct,
+        sequences=_sequences(in_prompt | in_response, place, fresh, there) if rollout.device.type == "cuda" else None,
+    )
+
+
+def _sequences(real: Tensor, place: Tensor, fresh: Tensor, there: Callable[[Tensor], Tensor]) -> Sequences:
+    """Of the places [B, T] of real tokens, of which some are `fresh`: not in an earlier rollout."""
+    lengths, shares = real.sum(1), not torch.equal(real, fresh)
+    return Sequences(
+        starts=there(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()),
+        longest=int(lengths.max()),
+        token=there(place[real]) if shares else None,
+        own=there((real.flatten().cumsum(0) - 1)[fresh.flatten()]) if shares else None,
     )
 
 
@@ -132,13 +161,31 @@ def attend(
     decoder: Decoder,
     dtype: torch.dtype,
     wanted: Int[Tensor, " K"] | None,
+    *,
+    padded: bool = False,
 ) -> Float[Tensor, "K attended"]:
-    """Causal attention within each rollout, of `layer.Attend`'s tensor; `wanted`: for these packed tokens."""
+    """Causal attention within each rollout, of `layer.Attend`'s tensor; `wanted`: for these packed tokens; `padded`:
+    by operations that have a second derivative."""
     rows, width = packing.place.shape
     pieces = heads.to(dtype).split([decoder.heads, decoder.kv_heads, decoder.kv_heads], 1)
+    kind = (decoder.heads, decoder.kv_heads, decoder.head_size, dtype, heads.device)
+    if packing.sequences is not None and not padded and varlen.takes(*kind):
+        return _apart(pieces, packing.sequences, decoder.scale, wanted)
     # causal is enough: padding comes after what is real
     q, k, v = (packing.spread(p.flatten(1)).view(rows, width, p.shape[1], -1).transpose(1, 2) for p in pieces)
     grouped = decoder.heads != decoder.kv_heads
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=decoder.scale, enable_gqa=grouped)
     found = packing.gathered(out.transpose(1, 2).reshape(rows * width, -1))
     return found if wanted is None else found.index_select(0, wanted)
+
+
+def _apart(
+    pieces: tuple[Tensor, ...], sequences: Sequences, scale: float, wanted: Int[Tensor, " K"] | None
+) -> Float[Tensor, "K attended"]:
+    """The same without [B, T]."""
+    token, own = sequences.token, sequences.own
+    q, k, v = (p if token is None else p.index_select(0, token) for p in pieces)
+    out = varlen.attention(q, k, v, sequences.starts, sequences.longest, scale).flatten(1)
+    if own is None:
+        return out if wanted is None else out.index_select(0, wanted)
+    return out.index_select(0, own if wanted is None else own.index_select(0, wanted))
