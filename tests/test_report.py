@@ -12,18 +12,27 @@ import yaml
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
+from rlhf_cli.evaluation.verdict import Change, change, furthest, outcome, pairs_of, suspicion
 from rlhf_cli.report.answers import compared, first_to_hack
 from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
 from rlhf_cli.report.knobs import Arm, arms, comparisons
-from rlhf_cli.report.page import sections_of
-from rlhf_cli.report.runs import find
+from rlhf_cli.report.opening import opening
+from rlhf_cli.report.page import render, sections_of
+from rlhf_cli.report.runs import Run, find
 from rlhf_cli.report.sections import arm_name
 
 HOSTILE = "</td><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> {{ 7*7 }}"
 
 
 def make(
-    folder: Path, overrides: list[str], scores: list[float], *, hacking: float = 0.1, response: str = "dull"
+    folder: Path,
+    overrides: list[str],
+    scores: list[float],
+    *,
+    hacking: float = 0.1,
+    response: str = "dull",
+    gold: bool = False,
+    gold_falls: float = 0.0,
 ) -> Path:
     """A run's folder as `rlhf train` leaves it."""
     folder.mkdir(parents=True)
@@ -37,10 +46,9 @@ def make(
         row |= {f"val/score/{c}": score for c in ("positive", "neutral", "negative")}
         row |= {"val/gold_score": 0.5, "time/update_s": 3.0} | ({"hacking/index": hacking * i} if i else {})
         rows.append(row | ({"val/distinct_2": float("nan")} if i == 1 else {}))
-        samples.append(
-            {"step": 10 * i, "prompt": "p", "prefix": "It was", "response": response, "class": "neutral",
-             "score": score, "parts": {}}
-        )  # fmt: skip
+        for prompt, off in (("p", 0.0), ("q", 0.01)):
+            told = {"step": 10 * i, "prompt": prompt, "prefix": "It was", "response": response, "class": "neutral"}
+            samples.append(told | {"score": score + off * i, "parts": {"gold": 0.5 - gold_falls * i} if gold else {}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row).replace("NaN", "null") + "\n" for row in rows))
     (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
     return folder
@@ -303,3 +311,108 @@ def test_runs_of_two_releases_do_not_differ_in_the_keys_that_came_between(tmp_pa
     algo = {k: v for k, v in config["algo"].items() if k not in ("ratio_level", "dual_clip", "kl_correction")}
     older.write_text(yaml.safe_dump(config | {"algo": algo | {"mu": None, "iterations": None}}))
     assert len(arms(find([str(tmp_path)])[0])) == 1
+
+
+def told_of(runs: list[Run]) -> str:
+    first = opening(runs, arms(runs))
+    assert first is not None
+    return " ".join(first.verdict)
+
+
+def test_the_verdict_on_one_run(tmp_path: Path) -> None:
+    make(tmp_path / "r", [], [0.4, 0.6, 0.9], hacking=0.6, gold=True, gold_falls=0.1)
+    runs = find([str(tmp_path)])[0]
+    assert told_of(runs) == (
+        "The score rose from 0.40 to 0.91, but the gold score fell from 0.50 to 0.30, at a KL of 4.0 nats: the policy "
+        "learned what its reward model overrates. Reward hacking was flagged from step 10 on (index 1.20 at the end)."
+    )
+
+
+def test_the_verdict_on_several_settings(study: Path) -> None:
+    told = told_of(find([str(study)])[0])
+    assert "Of 4 settings, qwen_instruct, ppo, beta 0.03 has the highest gold score: 0.50 ± 0.00" in told
+    assert "flagged in 3 of 8 runs, never with qwen_instruct, ppo, beta 0.03." in told
+
+
+def test_a_change_within_the_prompts_scatter_is_none() -> None:
+    def samples(scores: list[float], step: int) -> list[dict[str, Any]]:
+        return [{"step": step, "prompt": str(i), "score": s, "parts": {}} for i, s in enumerate(scores)]
+
+    noisy = pairs_of(samples([0.1, 0.5, 0.9], 0) + samples([0.9, 0.1, 0.6], 5))
+    found = change(noisy)
+    assert found is not None
+    # differences 0.8, -0.4, -0.3: mean 1/30, standard deviation 0.6658, over √3
+    assert (round(found.first, 4), round(found.last, 4), round(found.error, 4)) == (0.5, 0.5333, 0.3844)
+    assert found.direction == 0
+    assert change(noisy, part="gold") is None
+    best = furthest(noisy)
+    assert best is not None
+    assert best[1]["prompt"] == "0"
+    assert pairs_of(samples([0.1], 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "gold", "said"),
+    [
+        ((0.2, 0.9), (0.2, 0.9), "rose from 0.20 to 0.90, and the gold score with it"),
+        ((0.2, 0.9), (0.5, 0.5), "the policy pleases its reward model"),
+        ((0.5, 0.5), (0.5, 0.5), "did not clearly move (from 0.50 to 0.50), nor did the gold score"),
+        ((0.5, 0.5), (0.9, 0.2), "the gold score fell from 0.90 to 0.20."),
+        ((0.9, 0.2), (0.2, 0.9), "fell from 0.90 to 0.20, the gold score rose from 0.20 to 0.90."),
+        ((0.2, 0.9), None, "no gold judge says whether that is an improvement"),
+    ],
+)
+def test_the_outcome_in_words(score: tuple[float, float], gold: tuple[float, float] | None, said: str) -> None:
+    assert said in outcome(Change(*score, 0.01), Change(*gold, 0.01) if gold else None, None)
+
+
+def test_one_validation_above_the_threshold_is_a_suspicion() -> None:
+    assert "suspected: the index ended at 0.70, most of all by off topic" in suspicion(None, 0.7, 0.5, {"off_topic": 1})
+    assert "not flagged: the index ended at 0.20" in suspicion(None, 0.2, 0.5, {})
+    assert "takes two validations" in suspicion(None, None, 0.5, {})
+
+
+def test_charts_of_the_same_lines_share_a_legend(study: Path) -> None:
+    runs = find([str(study)])[0]
+    first, actor = sections_of(runs, [], [])[:2]
+    page = render(runs, [actor], title="t")
+    assert actor.title == "actor"
+    assert len([chart for chart in actor.charts if len(chart.series) == 2]) > 3
+    assert page.count('data-series="qwen_base"><') == 0
+    assert page.count('<button type="button" aria-pressed="true" data-series="qwen_base"') == 1
+    assert {one.name for one in first.legend} == {one.name for one in first.charts[0].series}
+
+
+def test_steps_have_no_fractions() -> None:
+    assert nice_ticks(-0.1, 3.1, whole=True) == [0, 1, 2, 3]
+    assert nice_ticks(-0.3, 12.4, whole=True) == [0, 5, 10]
+    assert nice_ticks(0, 130, whole=True) == [0, 50, 100]
+    drawn = svg(Chart("t", "step", "y", [Series("s", [0, 1], [10, 20])]))
+    assert ">0.5<" not in drawn
+
+
+def test_the_index_has_its_interval(tmp_path: Path) -> None:
+    folder = make(tmp_path / "r", [], [0.4, 0.6, 0.9])
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows[1:]:
+        row |= {"hacking/index_low": 0.01, "hacking/index_high": 0.4}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (only,) = sections_of(*find([str(tmp_path)]))
+    chart = next(chart for chart in only.charts if chart.y_label == "hacking index")
+    assert chart.series[0].edges == [(0.01, 0.4), (0.01, 0.4)]
+    assert 'class="band"' in svg(chart)
+
+
+def test_the_words_that_a_run_recorded_are_underlined(tmp_path: Path) -> None:
+    folder = make(tmp_path / "r", [], [0.4, 0.9])
+    before, after = ({"step": s, "prefix": "It was", "response": "dull", "score": v, "parts": {"gold": 0.5},
+                      "earned": [["dull", e]]} for s, v, e in ((0, 0.1, 0.0), (10, 0.9, 0.5)))  # fmt: skip
+    (folder / "before_after.json").write_text(json.dumps({"before": before, "after": after}))
+    runs = find([str(tmp_path)])[0]
+    page = render(runs, [], title="t")
+    assert '<span class="negative earned">dull</span>' in page
+    assert "score 0.90, gold 0.50" in page
+    (folder / "before_after.json").write_text(json.dumps({"before": before, "after": after | {"step": 5}}))
+    page = render(find([str(tmp_path)])[0], [], title="t")  # of an earlier end: training went on since
+    assert 'earned">' not in page
+    assert f"to ask: rlhf compare {folder}" in page

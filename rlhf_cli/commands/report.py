@@ -16,6 +16,8 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.config.compose import settle
     from rlhf_cli.config.errors import UserError
     from rlhf_cli.config.folders import check_writable
+    from rlhf_cli.report.knobs import arms
+    from rlhf_cli.report.opening import opening
     from rlhf_cli.report.page import sections_of, write
     from rlhf_cli.report.runs import find, left_out
     from rlhf_cli.runs.status import alive
@@ -37,13 +39,16 @@ def run(cfg: DictConfig) -> None:
             break
         print(f"\r{_progress(runs)}: {page}", end="", flush=True)
         time.sleep(LIVE_SECONDS)
+    first = opening(runs, arms(runs))
+    if first:
+        print("\n".join([*first.verdict, ""]))
     for section in sections:
         print(f"{section.title}: {section.answer}")
     for line in missing:
         print(f"left out: {line}")
     print(f"written: {page}" + (f" and {out / 'figures'}" if any(s.charts for s in sections) else ""))
     if config.tracking.wandb:
-        _mirror(config, out, sections)
+        _mirror(config, out, sections, [first.chart] if first and first.chart else [])
 
 
 def _progress(runs: list[Any]) -> str:
@@ -51,7 +56,7 @@ def _progress(runs: list[Any]) -> str:
     return f"{sum(step for step, _ in steps)} of {sum(of for _, of in steps)} steps of {len(runs)} runs"
 
 
-def _mirror(config: Any, out: Path, sections: list[Any]) -> None:
+def _mirror(config: Any, out: Path, sections: list[Any], opened: list[Any]) -> None:
     """The same page, tables and figures in W&B."""
     import wandb
 
@@ -73,9 +78,9 @@ def _mirror(config: Any, out: Path, sections: list[Any]) -> None:
         notify=notify,
     )
     media: dict[str, Any] = {"report": wandb.Html((out / "index.html").read_text(encoding="utf-8"))}
+    for chart in opened + [chart for section in sections for chart in section.charts]:
+        media[f"report/{chart.name}"] = wandb.Image(str(out / "figures" / f"{chart.name}.png"))
     for section in sections:
-        for chart in section.charts:
-            media[f"report/{chart.name}"] = wandb.Image(str(out / "figures" / f"{chart.name}.png"))
         for number, table in enumerate(section.tables):
             cells = [[c if isinstance(c, str) else "".join(t for t, _ in c) for c in row] for row in table.rows]
             media[f"report/{section.title}/table_{number}"] = wandb.Table(columns=table.columns, data=cells)

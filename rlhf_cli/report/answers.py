@@ -53,7 +53,7 @@ def compared(arms: dict[Any, Arm], metric: str) -> str:
             return f"The {label(metric)} is {shown(first, metric)} at {min(known):g} and at {max(known):g}."
         ends = f"from {shown(first, metric)} at {min(known):g} to {shown(last, metric)} at {max(known):g}"
         verb = {True: "rises", False: "falls", None: "goes"}[_direction(first, last, metric)]
-        return f"The {label(metric)} {verb} {ends}{_caveat(first, last, metric)}."
+        return f"The {label(metric)} {verb} {ends}{caveat(first, last, metric)}."
     best = max(known, key=lambda name: known[name].mean(metric) or 0.0)
     least = min(known, key=lambda name: known[name].mean(metric) or 0.0)
     high, low = known[best], known[least]
@@ -61,7 +61,7 @@ def compared(arms: dict[Any, Arm], metric: str) -> str:
         return f"The {label(metric)} is {shown(high, metric)} for all."
     return (
         f"The {label(metric)} is highest with {best} ({shown(high, metric)}) and lowest with {least} "
-        f"({shown(low, metric)}){_caveat(low, high, metric)}."
+        f"({shown(low, metric)}){caveat(low, high, metric)}."
     )
 
 
@@ -87,8 +87,8 @@ def _direction(first: Arm, last: Arm, metric: str) -> bool | None:
     return None if a == b else b > a
 
 
-def _caveat(a: Arm, b: Arm, metric: str) -> str:
-    """Empty where the difference is clear."""
+def caveat(a: Arm, b: Arm, metric: str) -> str:
+    """What is to be added to a difference between two arms; empty where it is clear."""
     x, y = a.values(metric), b.values(metric)
     if len(x) < 2 or len(y) < 2:
         return ", one seed each: not conclusive" if len(x) == len(y) == 1 else ", too few seeds to be sure"

@@ -26,6 +26,25 @@ class Series:
     """Which colour and dash."""
     words: list[str] | None = None
     """What each point says when pointed at; None: its numbers."""
+    dash: str | None = None
+    """An SVG dash pattern, "" for a whole line; None: the style's."""
+    around: list[tuple[float, float]] | None = None
+    """The band's lower and upper edge, where it is no spread around y."""
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.style % len(COLOURS)]
+
+    @property
+    def pattern(self) -> str:
+        return DASHES[self.style // 2 % len(DASHES)] if self.dash is None else self.dash
+
+    @property
+    def edges(self) -> list[tuple[float, float]] | None:
+        """(low, high) at each point, if there is a band."""
+        if self.around or self.spread is None:
+            return self.around
+        return [(y - e, y + e) for y, e in zip(self.y, self.spread, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -43,8 +62,15 @@ class Chart:
     """What the y axis shows at least, so that slopes of different charts compare and noise does not fill one."""
     threshold: float | None = None
     """A line across."""
+    note: str = ""
+    """What its caption adds."""
     number: int = 1
     """Of the charts whose files would have one name."""
+
+    @property
+    def keys(self) -> list[Series]:
+        """What a legend shows: of the lines of one name, the first."""
+        return list({one.name: one for one in reversed(self.series)}.values())[::-1]
 
     @property
     def name(self) -> str:
@@ -52,12 +78,15 @@ class Chart:
         plain = "".join(c if c.isalnum() else "_" for c in self.title.lower()).strip("_")[:80]
         return plain if self.number == 1 else f"{plain}_{self.number}"
 
+    @property
+    def whole(self) -> bool:
+        """Whether x counts something, as steps are counted."""
+        return self.x_label == "step"
+
     def limits(self) -> tuple[float, float, float, float]:
         """(least x, greatest x, least y, greatest y) with a little room."""
         xs = [x for s in self.series for x in s.x]
-        ys = [
-            y + d for s in self.series for y, e in zip(s.y, s.spread or [0.0] * len(s.y), strict=True) for d in (-e, e)
-        ]
+        ys = [y for s in self.series for y in (*s.y, *(edge for both in s.edges or () for edge in both))]
         ys += self.within or ()
         low, high, bottom, top = min(xs), max(xs), min(ys), max(ys)
         pad_x = (high - low) * (0.07 if self.ticks else 0.03) or 0.5
@@ -65,11 +94,12 @@ class Chart:
         return low - pad_x, high + pad_x, bottom - pad_y, top + pad_y
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers inside [low, high], about `count` of them."""
-    raw = (high - low) / count
+def nice_ticks(low: float, high: float, count: int = 5, *, whole: bool = False) -> list[float]:
+    """Round numbers inside [low, high], about `count` of them; `whole`: no fractions, as of training steps."""
+    raw = max((high - low) / count, 1.0 if whole else 0.0)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    rounds = (1, 2, 5, 10) if whole and power < 10 else (1, 2, 2.5, 5, 10)
+    step = next(m * power for m in rounds if m * power >= raw * 0.999)
     first = math.ceil(low / step)
     return [round(i * step, 10) for i in range(first, math.floor(high / step) + 1)]
 
@@ -102,22 +132,22 @@ def svg(chart: Chart) -> str:
     out += [line("axis", LEFT, floor, right, floor), text("label", (LEFT + right) / 2, HEIGHT - 6, chart.x_label)]
     out.append(text("label", 8, TOP - 10, chart.y_label, "start"))
     for s in chart.series:
-        colour, dash = COLOURS[s.style % len(COLOURS)], DASHES[s.style // 2 % len(DASHES)]
-        out.append(f'<g class="series" data-series="{escape(s.name)}" style="--c:{colour}">')
-        joined, spread = chart.lines and len(s.x) > 1, s.spread or [0.0] * len(s.x)
-        points = list(zip(s.x, s.y, spread, strict=True))
-        if s.spread and joined:
-            around = [(x, y + e) for x, y, e in points] + [(x, y - e) for x, y, e in reversed(points)]
+        out.append(f'<g class="series" data-series="{escape(s.name)}" style="--c:{s.colour}">')
+        joined, edges = chart.lines and len(s.x) > 1, s.edges
+        if edges and joined:
+            around = [(x, high) for x, (_, high) in zip(s.x, edges, strict=True)]
+            around += [(x, low) for x, (low, _) in reversed(list(zip(s.x, edges, strict=True)))]
             corners = " ".join(f"{px(x)},{py(y)}" for x, y in around)
             out.append(f'<polygon class="band" points="{corners}"/>')
         if joined:
-            path = " ".join(f"{px(x)},{py(y)}" for x, y, _ in points)
-            out.append(f'<polyline class="line" stroke-dasharray="{dash}" points="{path}"/>')
-        for i, (x, y, e) in enumerate(points):
-            if e and not joined:
-                out.append(line("whisker", px(x), py(y + e), px(x), py(y - e)))
+            path = " ".join(f"{px(x)},{py(y)}" for x, y in zip(s.x, s.y, strict=True))
+            out.append(f'<polyline class="line" stroke-dasharray="{s.pattern}" points="{path}"/>')
+        for i, (x, y) in enumerate(zip(s.x, s.y, strict=True)):
+            low, high = edges[i] if edges else (y, y)
+            if high > low and not joined:
+                out.append(line("whisker", px(x), py(high), px(x), py(low)))
             at = chart.ticks[int(x)] if chart.ticks else f"{x:.4g}"
-            numbers = f"{chart.x_label} {at}, {chart.y_label} {y:.4g}" + (f" ± {e:.2g}" if e else "")
+            numbers = f"{chart.x_label} {at}, {chart.y_label} {y:.4g}" + _reach(s, i)
             words = f"{s.name}: {s.words[i] if s.words else numbers}"
             dot = f'<circle cx="{px(x)}" cy="{py(y)}" r="{3 if joined else 4.5}">'
             out.append(f"{dot}<title>{escape(words)}</title></circle>")
@@ -125,10 +155,17 @@ def svg(chart: Chart) -> str:
     return "".join(out) + "</svg>"
 
 
+def _reach(s: Series, i: int) -> str:
+    """How far the band goes at a point, in words."""
+    if s.around:
+        return f" ({s.around[i][0]:.2g} to {s.around[i][1]:.2g})"
+    return f" ± {s.spread[i]:.2g}" if s.spread and s.spread[i] else ""
+
+
 def _x_ticks(chart: Chart, low: float, high: float) -> list[tuple[float, str]]:
     if chart.ticks:
         return [(float(i), label) for i, label in enumerate(chart.ticks)]
-    return [(x, f"{x:g}") for x in nice_ticks(low, high)]
+    return [(x, f"{x:g}") for x in nice_ticks(low, high, whole=chart.whole)]
 
 
 def _spoken(chart: Chart) -> str:
@@ -148,13 +185,19 @@ def save(chart: Chart, folder: Path) -> None:
         axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
         if chart.ticks:
             axes.set_xticks(range(len(chart.ticks)), chart.ticks, fontsize=7 if len(chart.ticks) > 5 else 9)
+        elif chart.whole:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(chart.limits()[2:])
         if chart.threshold is not None:
             axes.axhline(chart.threshold, color="0.4", linewidth=0.8, linestyle="--")
         axes.grid(axis="y", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if len(chart.series) > 1 and chart.legend:
-            axes.legend(frameon=False, fontsize=7)
+        if len(chart.keys) > 1 and chart.legend:
+            lines = axes.get_legend_handles_labels()[0]
+            shown = [line for one, line in zip(chart.series, lines, strict=True) if one in chart.keys]
+            axes.legend(shown, [one.name for one in chart.keys], frameon=False, fontsize=7)
+        if chart.note:
+            figure.supxlabel(chart.note, fontsize=7)
         for kind in ("png", "svg"):
             metadata = {"Date": None} if kind == "svg" else None
             figure.savefig(folder / f"{chart.name}.{kind}", dpi=200, metadata=metadata)
@@ -162,13 +205,11 @@ def save(chart: Chart, folder: Path) -> None:
 
 
 def _draw(axes: Any, s: Series, chart: Chart) -> None:
-    colour = COLOURS[s.style % len(COLOURS)]
-    dash = DASHES[s.style // 2 % len(DASHES)]
-    style: Any = (0, tuple(float(d) / 2 for d in dash.split())) if dash else "-"
+    style: Any = (0, tuple(float(d) / 2 for d in s.pattern.split())) if s.pattern else "-"
     if not chart.lines:
-        axes.errorbar(s.x, s.y, yerr=s.spread, fmt="o", color=colour, label=s.name)
+        axes.errorbar(s.x, s.y, yerr=s.spread, fmt="o", color=s.colour, label=s.name)
         return
-    axes.plot(s.x, s.y, color=colour, linestyle=style, marker="o", markersize=2.5, linewidth=1.4, label=s.name)
-    if s.spread:
-        low, high = ([y + sign * e for y, e in zip(s.y, s.spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(s.x, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(s.x, s.y, color=s.colour, linestyle=style, marker="o", markersize=2.5, linewidth=1.4, label=s.name)
+    if s.edges:
+        low, high = zip(*s.edges, strict=True)
+        axes.fill_between(s.x, low, high, color=s.colour, alpha=0.15, linewidth=0)

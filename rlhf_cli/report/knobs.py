@@ -138,7 +138,7 @@ def _follows(values: list[Any], settings: list[Any]) -> bool:
 
 
 def other_keys(found: list[Arm]) -> list[str]:
-    """The keys that vary and do not follow from the setting of a knob that they belong to."""
+    """The keys that vary and do not follow from the settings of the knobs that they belong to."""
     configs = [arm.config for arm in found]
     differing = _differing([_without(config, INCIDENTAL) for config in configs])
 
@@ -146,7 +146,8 @@ def other_keys(found: list[Arm]) -> list[str]:
         values = [config.get(key) for config in configs]
         owners = [knob for knob in KNOBS if _covers(knob.keys, key)]
         named = key.endswith(".hub") and key.replace(".hub", ".name") in differing
-        return named or any(_follows(values, [knob.setting(config) for config in configs]) for knob in owners)
+        settings = [tuple(knob.setting(config) for knob in owners) for config in configs]
+        return named or (bool(owners) and _follows(values, settings))
 
     return sorted(key for key in differing if not told(key))
 

@@ -1,6 +1,7 @@
 """The page: sections and what they rest on, in one self-contained HTML file. Generated text is escaped by Jinja."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from rlhf_cli.report.chart import COLOURS, Chart, save, svg
+from rlhf_cli.report.chart import Chart, save, svg
 from rlhf_cli.report.knobs import arms, comparisons
+from rlhf_cli.report.opening import opening
 from rlhf_cli.report.runs import Run
 from rlhf_cli.report.sections import Section, Table, compare_section, overview, probe_section, sections_for
 
@@ -55,7 +57,9 @@ def write(
     draft.replace(page)
     if figures:
         (folder / "figures").mkdir(exist_ok=True)
-        for chart in (chart for s in sections for chart in s.charts):
+        first = opening(runs, arms(runs))
+        charts = [first.chart] if first and first.chart else []
+        for chart in charts + [chart for s in sections for chart in s.charts]:
             save(chart, folder / "figures")
     return page
 
@@ -73,13 +77,13 @@ def render(
     again, 0 never; `simulation`: also where the runs do not say so."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals["svg"] = _svg
-    environment.globals["colour"] = lambda style: COLOURS[style % len(COLOURS)]
     template = environment.from_string((Path(__file__).parent / "page.html.jinja").read_text(encoding="utf-8"))
     steps = sorted({run.status.get("steps", 0) for run in runs})
     return template.render(
         title=title,
         subtitle=f"{len(runs)} run{'s' * (len(runs) > 1)}, {' / '.join(map(str, steps))} steps" if runs else "",
         simulation=simulation or any(run.config.get("scale") == "mini" for run in runs),
+        first=opening(runs, arms(runs)),
         sections=sections,
         differing=differing(runs),
         left_out=left_out,
@@ -98,10 +102,13 @@ def differing(runs: list[Run]) -> Table:
     keys = [key for key in _keys(runs) if len({repr(run.config.get(key)) for run in runs}) > 1]
     keys = [key for key in keys if not key.endswith(".hub")]
     rows: list[Any] = []
+    common = os.path.commonpath([run.folder.resolve().parent for run in runs]) if runs else ""
     for run in runs:
         ended = f"{run.state} at {run.status.get('step', '?')} of {run.status.get('steps', '?')}"
-        rows.append([str(run.folder), ended, *(str(run.config.get(key, "–")) for key in keys)])
-    return Table("", ["run", "state", *keys], rows)
+        rows.append(
+            [os.path.relpath(run.folder.resolve(), common), ended, *(str(run.config.get(key, "–")) for key in keys)]
+        )
+    return Table(f"The runs in {common}, and the keys in which they differ", ["run", "state", *keys], rows)
 
 
 def shared(runs: list[Run]) -> str:

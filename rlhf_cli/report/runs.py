@@ -1,7 +1,7 @@
 """Run folders as the report reads them: their own files and nothing else, no network, no W&B."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ class Run:
     environment: dict[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+    before_after: dict[str, Any] = field(default_factory=dict)
+    """What the run wrote of one prompt before and after, with the words that earned the score; {} where it did not."""
 
     @property
     def seed(self) -> int:
@@ -71,6 +73,7 @@ def load(folder: Path) -> Run:
             environment=_object(folder / "environment.json"),
             metrics=_rows(folder / "metrics.jsonl"),
             samples=_rows(folder / "samples.jsonl"),
+            before_after=_object(folder / "before_after.json"),
         )
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -8,6 +8,7 @@ from rlhf_cli.data.lexicon import vader_words
 from rlhf_cli.evaluation.win_rate import UNTRAINED, earned_moods, moods, who, wins
 from rlhf_cli.report.answers import compared, first_to_hack, golds, label, paired, shown
 from rlhf_cli.report.chart import Chart, Series
+from rlhf_cli.report.curves import band, curve_chart, effect_chart, frontier, within
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
 from rlhf_cli.report.runs import Run
 from rlhf_cli.tracking.text import printable
@@ -43,6 +44,11 @@ class Table:
     columns: list[str]
     rows: list[Row]
 
+    @property
+    def folded(self) -> bool:
+        """Whether the page shows it when asked: many rows, sooner where they hold texts."""
+        return len(self.rows) > (16 if all(isinstance(cell, str) for row in self.rows for cell in row) else 8)
+
 
 @dataclass(frozen=True)
 class Section:
@@ -52,69 +58,25 @@ class Section:
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
+    @property
+    def legend(self) -> list[Series]:
+        """One for all charts that draw the same lines: those of the chart with the most; [] where each has its own."""
+        several = [chart.series for chart in self.charts if chart.legend and len(chart.series) > 1]
+        widest = max(several, key=len, default=[])
+        return widest if sum(_looks(series) <= _looks(widest) for series in several) > 1 else []
+
+    def covered(self, chart: Chart) -> bool:
+        """Whether the section's legend speaks for this chart."""
+        return _looks(chart.series) <= _looks(self.legend)
+
+
+def _looks(series: list[Series]) -> set[tuple[str, int, str | None]]:
+    return {(one.name, one.style, one.dash) for one in series}
+
 
 def painted(text: str) -> list[Piece]:
     """A text with the moods of its words by the lexicon."""
     return moods(printable(text), vader_words())
-
-
-def band(arm: Arm, metric: str, name: str, style: int) -> Series | None:
-    """Mean and standard deviation over seeds at every step that all of them validated."""
-    curves = [dict(run.curve(metric)) for run in arm.runs]
-    curves = [curve for curve in curves if curve]
-    steps = sorted(set.intersection(*map(set, curves))) if curves else []
-    if not steps:
-        return None
-    columns = [[curve[step] for curve in curves] for step in steps]
-    spread = [stdev(column) for column in columns] if len(curves) > 1 else None
-    return Series(name, [float(s) for s in steps], [mean(column) for column in columns], spread, style)
-
-
-def curve_chart(arms: dict[Any, Arm], metric: str, *, title: str) -> Chart | None:
-    """One metric over steps, a line an arm."""
-    bands = [band(arm, metric, str(name), style) for style, (name, arm) in enumerate(arms.items())]
-    series = [s for s in bands if s]
-    if not series:
-        return None
-    warns = {run.config.get("stop.hacking_index") for arm in arms.values() for run in arm.runs}
-    threshold = warns.pop() if metric == "hacking/index" and len(warns) == 1 else None
-    return Chart(title, "step", label(metric), series, within=_within(metric, series), threshold=threshold)
-
-
-def _within(metric: str, series: list[Series]) -> tuple[float, float] | None:
-    """Scores, where the reward gives shares, and the hacking index from 0 to 1; a tenth is little repetition."""
-    ys = [y for s in series for y in s.y]
-    if metric.startswith(("val/score", "val/gold_score", "hacking/index")) and min(ys) >= 0 and max(ys) <= 1:
-        return 0.0, 1.0
-    return (0.0, 0.1) if metric == "val/repetition" else None
-
-
-def frontier(arms: dict[Any, Arm], *, title: str) -> Chart | None:
-    """The path of each arm through (KL, score), over its validations: the score that a KL buys."""
-    series = []
-    for style, (name, arm) in enumerate(arms.items()):
-        kl, score = band(arm, "val/kl", str(name), style), band(arm, "val/score", str(name), style)
-        if kl and score and kl.x == score.x:
-            series.append(Series(str(name), kl.y, score.y, score.spread, style))
-    return Chart(title, "KL to the untrained policy, nats a response", "score", series) if series else None
-
-
-def effect_chart(arms: dict[Any, Arm], metric: str, knob: str, *, title: str) -> Chart | None:
-    """A knob's settings against the last value of a metric."""
-    known = [(i, name, arm) for i, (name, arm) in enumerate(arms.items()) if arm.mean(metric) is not None]
-    if len(known) < 2:
-        return None
-    y = [arm.mean(metric) or 0.0 for _, _, arm in known]
-    spread = [arm.spread(metric) or 0.0 for _, _, arm in known]
-    several = any(len(arm.runs) > 1 for _, _, arm in known)
-    numbers = [float(i) for i, _, _ in known]
-    return Chart(
-        title,
-        knob,
-        label(metric),
-        [Series(knob, numbers, y, spread if several else None, 0)],
-        ticks=[str(n) for n in arms],
-    )
 
 
 def arm_table(arms: dict[Any, Arm], knob: str) -> Table:
@@ -155,9 +117,18 @@ def same_responses(arms: dict[Any, Arm]) -> Table | None:
     return Table("Before training: the same responses under each reward model", ["input", "output", *first], rows)
 
 
+def trimmed(arms: dict[Any, Arm]) -> dict[Any, Arm]:
+    """Reward models without the text that they read, where all read the same."""
+    read = {arm.config["reward.text"] for arm in arms.values()}
+    if len(read) > 1:
+        return arms
+    end = f" on {read.pop()}"
+    return {name.removesuffix(end) if isinstance(name, str) else name: arm for name, arm in arms.items()}
+
+
 def section(comparison: Comparison) -> Section:
     """What one comparison shows."""
-    knob, arms = comparison.knob, comparison.arms
+    knob, arms = comparison.knob, trimmed(comparison.arms)
     title = knob.name + (f" ({comparison.context})" if comparison.context else "")
     ordered = numeric(arms)
 
@@ -305,8 +276,9 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
         drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in asked]
         classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
         if found := [s for s in classes if s]:
-            within = _within("val/score", found)
-            drawn.append(Chart("score by the class of the prefix", "step", "score", found, within=within))
+            drawn.append(
+                Chart("score by the class of the prefix", "step", "score", found, within=within("val/score", found))
+            )
     tables = [arm_table(names, "setting")]
     if len(knobs := swept(arms)) > 1:
         drawn.append(parallel(arms, knobs))
@@ -324,8 +296,10 @@ def arm_name(arm: Arm, arms: list[Arm]) -> str:
     for knob in KNOBS:
         setting = knob.setting(arm.config)
         if len({repr(knob.setting(other.config)) for other in arms}) > 1:
-            told = f"{knob.name} {setting}" if isinstance(setting, int | float) else str(setting)
+            told = f"{knob.name} {setting:g}" if isinstance(setting, int | float) else str(setting)
             said.append(f"penalty {told}" if knob.name == "n-gram penalty" else told)
+    if len({other.config["reward.text"] for other in arms}) == 1:
+        said = [told.removesuffix(f" on {arm.config['reward.text']}") for told in said]
     said += [f"{key} {arm.config.get(key)}" for key in other_keys(arms)]
     return ", ".join(said)
 
