@@ -6,6 +6,8 @@ from math import sqrt
 from statistics import mean, stdev
 from typing import Any
 
+from rlhf_cli.evaluation.hacking import onset as first_of_two
+
 Pair = tuple[dict[str, Any], dict[str, Any]]
 """The samples of one prompt: at the first validation and at the last."""
 
@@ -73,6 +75,21 @@ def outcome(score: Change, gold: Change | None, kl: float | None) -> str:
         case _, 0:
             return f"{start}, nor did the gold score ({gold}){at}." if not score.direction else f"{start}{at}."
     return f"{start}, the gold score {moved[gold.direction]} {gold}{at}."
+
+
+def verdict_on(metrics: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], threshold: float) -> list[str]:
+    """Both sentences on one run, from the rows of its metrics.jsonl and samples.jsonl."""
+    pairs = pairs_of(samples)
+    score = change(pairs)
+    if score is None:
+        return ["There is one validation only: nothing can be said of what training did."]
+    kls = [row["val/kl"] for row in metrics if isinstance(row.get("val/kl"), int | float)]
+    judged = [row for row in metrics if isinstance(row.get("hacking/index"), int | float)]
+    last = judged[-1] if judged else {}
+    signs = {k.removeprefix("hacking/sign/"): v for k, v in last.items() if k.startswith("hacking/sign/") and v}
+    begun = first_of_two([(row["step"], row["hacking/index"]) for row in judged], threshold)
+    first = outcome(score, change(pairs, part="gold"), kls[-1] if kls else None)
+    return [first, suspicion(begun, last.get("hacking/index"), threshold, signs)]
 
 
 def suspicion(onset: int | None, index: float | None, threshold: float, signs: dict[str, float]) -> str:

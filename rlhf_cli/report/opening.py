@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from rlhf_cli.evaluation.verdict import change, furthest, outcome, pairs_of, suspicion
+from rlhf_cli.evaluation.verdict import change, furthest, outcome, pairs_of, suspicion, verdict_on
 from rlhf_cli.report.answers import caveat, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.curves import band
@@ -55,26 +55,20 @@ def opening(runs: list[Run], arms: list[Arm]) -> Opening | None:
 
 def of_one(arm: Arm) -> list[str]:
     """The verdict on one setting, over the prompts of all its seeds."""
+    if len(arm.runs) == 1:
+        run = arm.runs[0]
+        return verdict_on(run.metrics, run.samples, run.config.get("stop.hacking_index", 1.0))
     pairs = [pair for run in arm.runs for pair in pairs_of(run.samples)]
     score, gold = change(pairs), change(pairs, part="gold")
     if score is None:
         return ["There is one validation only: nothing can be said of what training did."]
     flagged = [run for run in arm.runs if run.onset is not None]
-    if len(arm.runs) == 1:
-        return [outcome(score, gold, arm.mean("val/kl")), _suspicion(arm.runs[0])]
     high = max((value for run in arm.runs if (value := run.last("hacking/index")) is not None), default=None)
     told = f"Reward hacking was flagged in {len(flagged)} of {len(arm.runs)} seeds"
     told += f", first from step {min(run.onset or 0 for run in flagged)}." if flagged else "."
     if high is None:
         told = suspicion(None, None, 0.0, {})
     return [outcome(score, gold, arm.mean("val/kl")), told]
-
-
-def _suspicion(run: Run) -> str:
-    judged = [row for row in run.metrics if isinstance(row.get("hacking/index"), int | float)]
-    last = judged[-1] if judged else {}
-    signs = {k.removeprefix("hacking/sign/"): v for k, v in last.items() if k.startswith("hacking/sign/") and v}
-    return suspicion(run.onset, last.get("hacking/index"), run.config.get("stop.hacking_index", 1.0), signs)
 
 
 def of_many(arms: dict[str, Arm]) -> tuple[list[str], list[str]]:

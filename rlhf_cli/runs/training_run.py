@@ -7,11 +7,11 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.runs.checkpoint import step_of
+from rlhf_cli.runs.conclusion import asks_for_free, closing, record_words, what_next
 from rlhf_cli.runs.folder import begun
 from rlhf_cli.runs.session import Session, newest_words, notify, open_session
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
 from rlhf_cli.runs.status import Interrupted, concluded, read_status, write_status
-from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import shell
 
 
@@ -37,29 +37,18 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
             if checkpoint is None:
                 break
             del session  # its models go before those of the checkpoint come
-        notify(f"done: {folder}")
-        notify(account_of(folder, config.stop.hacking_index))
-        if group is None:
-            place = shell(folder)
-            notify(f"next: rlhf report {place} · rlhf compare {place} · rlhf sample checkpoint={place}")
+        if distributed.is_first():
+            conclude(session, alone=group is None)
         return metrics
 
 
-def account_of(folder: Path, threshold: float) -> str:
-    """How a run changed the untrained policy, in one line."""
-    judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "val/score" in row]
-    if not judged:
-        return "no validation gave a score"
-    (first, last), told = (judged[0], judged[-1]), []
-    gold = "val/gold_score"
-    each = {key: key.removeprefix("val/").replace("_score/", " ") for key in last if key.startswith(f"{gold}/")}
-    names = {"val/score": "score", **(each or {gold: "gold"}), "val/kl": "KL", "val/response_length": "length"}
-    for key, name in names.items():
-        if isinstance(first.get(key), float) and isinstance(last.get(key), float):
-            told.append(f"{name} {first[key]:.2f} → {last[key]:.2f}")
-    if isinstance(last.get("hacking/index"), float):
-        told.append(f"hacking index {last['hacking/index']:.2f} (flagged from {threshold:g}, twice in a row)")
-    return f"steps {first['step']} → {last['step']}: {' · '.join(told)}"
+def conclude(session: Session, *, alone: bool) -> None:
+    """Say how the run went; `alone`: no job of a sweep, so also how to go on."""
+    folder, config = session.folder, session.config
+    if asks_for_free(config):
+        record_words(folder, session.experiment.reward.score, notify)
+    for line in (f"done: {folder}", *closing(folder, config), *(what_next(folder, config) if alone else [])):
+        notify(line)
 
 
 def run(session: Session, stop: StopRequest) -> dict[str, float]:
