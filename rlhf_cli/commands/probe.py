@@ -117,8 +117,8 @@ def show(texts: list[str], readings: list[Any], table: list[dict[str, Any]], why
         return
     columns = ("model", "wrapping", "flips", "rate", "95 %", "P(neg.) moves", "misread")
     summary = Table(*columns, title=f"all {len(texts)} texts")
-    for column, width in zip(summary.columns, (13, 8, 5, 5, 8, 8, 7), strict=True):
-        column.overflow, column.min_width = "fold", width
+    for column, width in zip(summary.columns, (13, 9, 5, 5, 8, 8, 8), strict=True):
+        column.overflow, column.width = "fold", width if console.width < 100 else None
     for row in table:
         misread = "–" if row["misread"] is None else f"{row['misread']} of {row['known']}"
         interval = f"{row['flip_low']:.3f} to {row['flip_high']:.3f}"
