@@ -31,6 +31,7 @@ COMMANDS = {
     "sweep": "train --multirun; goes on after a crash: rlhf sweep resume=<sweep folder>",
     "report": "one page of what runs show: rlhf report <folder> …",
     "runs": "list the runs under outputs/: state, score, KL, hacking index, age",
+    "configs": "the configs that ship: list, show, copy them into a folder of yours",
     "models": "list the models; build the miniatures and say how good they are",
     "doctor": "is this machine ready? what to fix",
 }
@@ -72,6 +73,10 @@ def dispatch(argv: list[str]) -> int:
             return 0
         case ["sweep", *rest]:
             return sweep(rest)
+        case ["configs", *rest]:
+            from rlhf_cli.commands.configs import main as configs
+
+            return _answered(lambda: configs(rest))
         case [command, *rest] if command in COMMANDS:
             return run(command, rest)
         case [command, *_]:
@@ -109,6 +114,7 @@ def run(command: str, argv: list[str]) -> int:
     from rlhf_cli.config import typed
     from rlhf_cli.config.compose import plan
     from rlhf_cli.config.folders import check_writable, claimed
+    from rlhf_cli.config.own_folder import first
 
     try:
         argv, typed.words[:] = parted(command, argv)
@@ -120,6 +126,7 @@ def run(command: str, argv: list[str]) -> int:
     try:
         args = parser.parse_args(argv)
         runs = not (args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+        first(args.config_dir)
         if args.help:
             return _help(command, argv)
         if not runs:

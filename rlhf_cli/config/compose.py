@@ -11,11 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from rlhf_cli.config.arguments import quoted
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
 from rlhf_cli.config.folders import check_models
 from rlhf_cli.config.older import as_before, made_before, marks, written
+from rlhf_cli.config.own_folder import first, searchpath
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.config.schema import Config, EvalConfig
 from rlhf_cli.config.schemas import schema_of
@@ -71,7 +71,8 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
 
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
-    engine = [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
+    first(config_dir)
+    engine = [searchpath(config_dir)] if config_dir else []
     _check_experiments(overrides, [CONF, *([Path(config_dir)] if config_dir else [])])
     if not multirun:
         return plan_jobs(command, [overrides], engine)

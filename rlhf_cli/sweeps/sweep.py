@@ -29,6 +29,7 @@ from rlhf_cli.config.compose import (
 )
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.older import as_before, made_before, written
+from rlhf_cli.config.own_folder import first, of_engine
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
 from rlhf_cli.tracking.text import shell
@@ -186,6 +187,7 @@ def resume(place: str, typed: list[str]) -> int:
     engine = [*(o for o in saved["engine"] if _key(o) not in replaced), *engine, f"hydra.sweep.dir='{folder}'"]
     configs = [nested(saved["shared"] | job["config"]) for job in saved["jobs"]]
     jobs = [[*overrides, *on_top] for overrides in _as_before(saved, configs)]
+    first(of_engine(engine))
     again = plan_jobs(saved["command"], jobs, engine)
     faults = []
     for number, (config, now) in enumerate(zip(configs, again.jobs, strict=True)):
