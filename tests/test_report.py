@@ -1,8 +1,11 @@
 """rlhf report: what varied is found, answers follow the data, the page is inert, whole and opens in a browser."""
 
 import json
+import os
 import shutil
+import socket
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,7 @@ from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
 from rlhf_cli.report.knobs import Arm, arms, comparisons
 from rlhf_cli.report.opening import opening
 from rlhf_cli.report.page import render, sections_of
-from rlhf_cli.report.runs import Run, find
+from rlhf_cli.report.runs import Run, find, frontiers, state_in
 from rlhf_cli.report.sections import arm_name
 
 HOSTILE = "</td><script>document.title='hacked'</script><img src=x onerror=\"document.title='hacked'\"> {{ 7*7 }}"
@@ -149,6 +152,8 @@ def test_a_run_that_says_nothing_is_named(tmp_path: Path, capsys: pytest.Capture
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out: ")]
     assert told == [f"left out: {begun}: running (no validation yet)", f"left out: {broken}: failed (no <room>)"]
     assert f"<li>{broken}: failed (no &lt;room&gt;)</li>" in (tmp_path / "page" / "index.html").read_text()
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Without a validation, so not on this page: 2<" in page.partition("<nav")[0]  # before the sections
     assert dispatch(["report", str(begun)]) == 2
     assert f"{begun}: running (no validation yet)" in capsys.readouterr().err
 
@@ -416,3 +421,43 @@ def test_the_words_that_a_run_recorded_are_underlined(tmp_path: Path) -> None:
     page = render(find([str(tmp_path)])[0], [], title="t")  # of an earlier end: training went on since
     assert 'earned">' not in page
     assert f"to ask: rlhf compare {folder}" in page
+
+
+def test_a_killed_run_is_dead() -> None:
+    gone = {"state": "running", "pid": 2**30, "host": socket.gethostname(), "heartbeat": time.time()}
+    assert state_in(gone) == "dead"
+    assert state_in(gone | {"pid": os.getpid()}) == "running"
+    assert state_in({"state": "running"}) == "running"
+    assert state_in({}) == "unknown"
+
+
+FRONTIER = {
+    "best_of_n": [
+        {"n": n, "kl": kl, "reward": r, "gold": g} for n, kl, r, g in ((1, 0.0, 0.4, 0.5), (4, 0.64, 0.6, 0.5))
+    ],
+    "optimal": [{"beta": b, "kl": kl, "reward": 0.5, "gold": 0.5, "ess": e} for b, kl, e in ((1, 0.1, 9), (0.1, 9, 1))],
+    "checkpoints": [{"run": "r", "step": s, "kl": 0.16 * s, "reward": 0.4 + 0.05 * s, "gold": 0.5} for s in (0, 2)],
+}
+
+
+def test_a_frontier_beside_the_runs_is_on_the_page(tmp_path: Path) -> None:
+    make(tmp_path / "r", [], [0.4, 0.9])
+    make(tmp_path / "other", [], [0.4, 0.9])
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "frontier.json").write_text(json.dumps(FRONTIER))
+    runs, probes, compares = find([str(tmp_path / "r")])
+    told = frontiers([str(tmp_path / "r")], runs)
+    assert told == [FRONTIER]
+    assert frontiers([str(tmp_path / "other")], find([str(tmp_path / "other")])[0]) == []  # it speaks of another run
+    assert frontiers([str(tmp_path / "f")], []) == [FRONTIER]
+    assert find([str(tmp_path / "f")])[0] == []  # enough for a page
+    section = sections_of(runs, probes, compares, told)[1]
+    # at KL 0.32, half of 0.64, best of n gains half of 0.2; the run gained 0.1
+    assert section.answer == (
+        "Without any training, best of 4 reaches a reward of 0.60. Of the runs, r has 100 % of its gain at the same KL."
+    )
+    assert [chart.y_label for chart in section.charts] == ["reward", "gold"]
+    drawn = {one.name: one for one in section.charts[0].series}
+    assert drawn["optimal policy"].x == [0.1**0.5]  # the other is worth one sample a prompt: not to be believed
+    assert drawn["r"].y == [0.4, 0.5]
+    assert len(section.legend) == 3

@@ -96,8 +96,8 @@ def show(told: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rlhf_cli.evaluation.frontier import BELIEVABLE, BestOfN, Point, fitted, past_the_peak, reached
-    from rlhf_cli.report.frontier_chart import judges_in
+    from rlhf_cli.evaluation.frontier import BELIEVABLE
+    from rlhf_cli.report.frontier_chart import judges_in, standings
 
     def cell(value: float | None) -> str:
         return "–" if value is None else f"{value:.3f}"
@@ -114,24 +114,10 @@ def show(told: dict[str, Any]) -> None:
         table.add_row(f"optimal, β {row['beta']:g}", f"{row['kl']:.2f}", *figures, doubt)
     console = Console()
     console.print(table)
-    best = [BestOfN(row["kl"], row["reward"], row["gold"], row["n"]) for row in told["best_of_n"]]
-    judges = judges_in(told["checkpoints"])
-    named = [judge.replace("/", " ") for judge in judges]
-    columns = ("run", "step", "KL", "reward", *named, "of best-of-n's gain there", "gold curve")
+    columns, rows = standings(told)
     runs = whole(Table(*columns, title="what was reached"))
-    for name in dict.fromkeys(row["run"] for row in told["checkpoints"]):
-        rows = [row for row in told["checkpoints"] if row["run"] == name]
-        last = rows[-1]
-        share = reached(Point(last["kl"], last["reward"], last["gold"]), best)
-        kls, golds = [r["kl"] for r in rows], [r["gold"] for r in rows]
-        curve = "–"
-        if None not in golds and (found := fitted(kls, golds)):
-            turned = past_the_peak(kls, golds)
-            peak = "does not turn" if found.peak is None else f"peak at KL {found.peak:.1f}"
-            curve = f"past the peak (KL {found.peak:.1f})" if turned else peak
-        gain = "beyond it" if share is None else f"{100 * share:.0f} %"
-        ends = (f"{last['kl']:.2f}", *(cell(last.get(key)) for key in ("reward", *judges)))
-        runs.add_row(name, str(last["step"]), *ends, gain, curve)
+    for cells in rows:
+        runs.add_row(*cells)
     console.print(runs)
 
 

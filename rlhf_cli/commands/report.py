@@ -19,7 +19,7 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.report.knobs import arms
     from rlhf_cli.report.opening import opening
     from rlhf_cli.report.page import sections_of, write
-    from rlhf_cli.report.runs import find, left_out
+    from rlhf_cli.report.runs import find, frontiers, left_out
     from rlhf_cli.runs.status import alive
 
     hydra = HydraConfig.get()
@@ -31,7 +31,7 @@ def run(cfg: DictConfig) -> None:
     while True:
         runs, probes, compares = find(config.runs)
         going_on = config.live and any(alive(run.status) for run in runs)
-        sections = sections_of(runs, probes, compares)
+        sections = sections_of(runs, probes, compares, frontiers(config.runs, runs))
         refresh = LIVE_SECONDS if going_on else 0
         missing = left_out(config.runs, runs)
         page = write(out, runs, sections, title=config.title, left_out=missing, figures=not going_on, refresh=refresh)

@@ -12,16 +12,23 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_cli.report.chart import Chart, save, svg
+from rlhf_cli.report.frontier_chart import frontier_section
 from rlhf_cli.report.knobs import arms, comparisons
 from rlhf_cli.report.opening import opening
 from rlhf_cli.report.runs import Run
 from rlhf_cli.report.sections import Section, Table, compare_section, overview, probe_section, sections_for
 
 
-def sections_of(runs: list[Run], probes: list[dict[str, Any]], compares: list[dict[str, Any]]) -> list[Section]:
+def sections_of(
+    runs: list[Run],
+    probes: list[dict[str, Any]],
+    compares: list[dict[str, Any]],
+    frontiers: Sequence[dict[str, Any]] = (),
+) -> list[Section]:
     """All that these runs can tell."""
     found = arms(runs)
     made = [overview(runs, found)] if runs else []
+    made += [frontier_section(told) for told in frontiers]
     made += sections_for(comparisons(found))
     return distinct(made + [probe_section(probe) for probe in probes] + [compare_section(c) for c in compares])
 

@@ -1,6 +1,7 @@
 """Run folders as the report reads them: their own files and nothing else, no network, no W&B."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.older import as_before
 from rlhf_cli.config.schema import Config
 from rlhf_cli.evaluation.hacking import onset
+from rlhf_cli.runs.status import alive
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import printable
+
+FRONTIER = "frontier.json"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        return str(self.status.get("state", "unknown"))
+        return state_in(self.status)
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """(step, value) wherever the metric was logged as a finite number."""
@@ -53,6 +57,14 @@ class Run:
     def onset(self) -> int | None:
         """The step at which hacking began, by the run's own threshold."""
         return onset(self.curve("hacking/index"), self.config.get("stop.hacking_index", 1.0))
+
+
+def state_in(status: dict[str, Any]) -> str:
+    """The state that a run told of, or "dead" where it tells of running and its process is gone."""
+    state = str(status.get("state", "unknown"))
+    known = {"pid", "heartbeat"} <= status.keys()
+    gone = state == "running" and known and status["pid"] != os.getpid() and not alive(status)
+    return "dead" if gone else state
 
 
 def _of_today(saved: dict[str, Any]) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def find(places: list[str]) -> tuple[list[Run], list[dict[str, Any]], list[dict[
         if not root.is_dir():
             raise UserError(f"runs={place}: there is no such folder")
         found = sorted({path.parent for path in root.rglob("metrics.jsonl")}, key=_order)
-        extra = [_object(p) for name in ("probe.json", "compare.json") for p in sorted(root.rglob(name))]
+        extra = [_object(p) for name in ("probe.json", "compare.json", FRONTIER) for p in sorted(root.rglob(name))]
         if not found and not extra:
             nothing = f"runs={place}: no run is there (a run's folder holds config.yaml and metrics.jsonl)"
             raise UserError("\n  ".join([nothing, *left_out([place], [])]))
@@ -115,9 +127,24 @@ def find(places: list[str]) -> tuple[list[Run], list[dict[str, Any]], list[dict[
         probes += [e for e in extra if "readings" in e]
         compares += [e for e in extra if "typed" in e]
     usable = [run for run in runs.values() if run.curve("val/score")]
-    if not usable and not probes and not compares:
+    if not usable and not probes and not compares and not frontiers(places, []):
         raise UserError("\n  ".join([f"runs={places}: no run there has a validation yet", *left_out(places, [])]))
     return usable, probes, compares
+
+
+def frontiers(places: list[str], runs: list[Run]) -> list[dict[str, Any]]:
+    """The contents of every frontier.json in these folders and below them; and of those beside them, in the same folder
+    or one of its folders, that speak of one of these runs."""
+    names, found = {run.folder.resolve().name for run in runs}, {}
+    for root in (Path(place).expanduser().resolve() for place in places):
+        inside = sorted(root.rglob(FRONTIER))
+        for path in [*inside, *sorted(root.parent.glob(FRONTIER)), *sorted(root.parent.glob(f"*/{FRONTIER}"))]:
+            told = _object(path)
+            if not {"best_of_n", "optimal", "checkpoints"} <= told.keys():
+                continue
+            if path in inside or names & {row["run"] for row in told["checkpoints"]}:
+                found[path] = told
+    return list(found.values())
 
 
 def left_out(places: list[str], runs: list[Run]) -> list[str]:
@@ -128,7 +155,7 @@ def left_out(places: list[str], runs: list[Run]) -> list[str]:
         status, folder = _object(path), path.parent
         if folder.resolve() not in shown and status.get("state") not in (None, "done"):
             why = str(status.get("error") or "no validation yet").splitlines()[0]
-            lines[folder.resolve()] = printable(f"{folder}: {status['state']} ({why})")
+            lines[folder.resolve()] = printable(f"{folder}: {state_in(status)} ({why})")
     return [lines[folder] for folder in sorted(lines, key=_order)]
 
 
