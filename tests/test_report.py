@@ -18,6 +18,7 @@ from rlhf_cli.config.compose import plan
 from rlhf_cli.evaluation.verdict import Change, change, furthest, outcome, pairs_of, suspicion
 from rlhf_cli.report.answers import compared, first_to_hack
 from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
+from rlhf_cli.report.frontier_chart import standings
 from rlhf_cli.report.knobs import Arm, arms, comparisons
 from rlhf_cli.report.opening import opening
 from rlhf_cli.report.page import render, sections_of
@@ -461,3 +462,6 @@ def test_a_frontier_beside_the_runs_is_on_the_page(tmp_path: Path) -> None:
     assert drawn["optimal policy"].x == [0.1**0.5]  # the other is worth one sample a prompt: not to be believed
     assert drawn["r"].y == [0.4, 0.5]
     assert len(section.legend) == 3
+    for kl, gain in ((-0.1, "–"), (0.7, "beyond it")):
+        last = {"run": "r", "step": 2, "kl": kl, "reward": 0.5, "gold": 0.5}
+        assert standings(FRONTIER | {"checkpoints": [last]})[1][0][-2] == gain

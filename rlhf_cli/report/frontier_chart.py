@@ -34,7 +34,8 @@ def standings(told: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             turned = past_the_peak(kls, golds)
             peak = "does not turn" if curve.peak is None else f"peak at KL {curve.peak:.1f}"
             bend = f"past the peak (KL {curve.peak:.1f})" if turned else peak
-        gain = "beyond it" if share is None else f"{100 * share:.0f} %"
+        gain = "–" if share is None else f"{100 * share:.0f} %"
+        gain = "beyond it" if best and last["kl"] > best[-1].kl else gain  # a KL below 0 by chance is not beyond
         ends = ["–" if (v := last.get(key)) is None else f"{v:.3f}" for key in ("reward", *judges)]
         found.append([name, str(last["step"]), f"{last['kl']:.2f}", *ends, gain, bend])
     return ["run", "step", "KL", "reward", *named, "of best-of-n's gain there", "gold curve"], found
