@@ -17,6 +17,7 @@ from rlhf_cli.evaluation.validation_metrics import gold_of, gold_parts
 from rlhf_cli.report.runs import load
 from rlhf_cli.rewards.scorer import Texts
 from rlhf_cli.runs.hacking_watch import HackingWatch
+from rlhf_cli.sweeps.table import show
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 TWO = "gold=[vader,roberta_large]"
@@ -145,3 +146,22 @@ def test_every_command_shows_every_judge(tmp_path: Path, cache: Path, capsys: py
     assert dispatch(["report", str(run), f"out={tmp_path / 'report'}"]) == 0
     page = (tmp_path / "report" / "index.html").read_text()
     assert "gold score, roberta_large" in page
+
+
+def test_a_sweeps_files_have_every_judge_and_a_narrow_terminal_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scores = {"val/score": 0.5, "val/gold_score": 0.25, "val/gold_score/vader": 0.25, "val/gold_score/other": 0.75}
+    jobs = [{"job": n, "overrides": [f"seed={n}"], "config": {}} for n in (0, 1)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs, "shared": {}}))
+    for n in (0, 1):
+        (tmp_path / str(n)).mkdir()
+        (tmp_path / str(n) / "metrics.jsonl").write_text(json.dumps({"step": 0, **scores}) + "\n")
+    show(tmp_path)
+    printed = capsys.readouterr().out
+    assert "gold" in printed
+    assert "0.750" not in printed
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [row["val/gold_score/other"] for row in table["jobs"]] == [0.75, 0.75]
+    assert "| other |" in (tmp_path / "table.md").read_text()

@@ -203,21 +203,23 @@ def _print(table: dict[str, Any]) -> None:
     from rich.text import Text
 
     console = Console()
+    # of several gold judges the first is shown: each one's column, in the files, would leave no room for the overrides
+    metrics = [name for name in table["metrics"] if console.width > 120 or not name.startswith(f"{JUDGED[0]}/")]
     caption = Text("all jobs: " + " ".join(table["common"])) if table["common"] else None
     shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption)
     for column in ("job", "overrides", "state"):
         shown.add_column(column, overflow="fold", no_wrap=column == "state")
-    for column in (*map(_brief, table["metrics"]), "s"):
+    for column in (*map(_brief, metrics), "s"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in table["jobs"]:
-        cells = _cells(row, table["metrics"], printable(" ".join(row["overrides"])))
+        cells = _cells(row, metrics, printable(" ".join(row["overrides"])))
         shown.add_row(*map(Text, cells), style="" if row["state"] == "done" else "bold red")
     console.print(shown)
     if table["settings"]:
-        means = Table("overrides", "seeds", *map(_brief, table["metrics"]), title="mean ± std over seeds")
+        means = Table("overrides", "seeds", *map(_brief, metrics), title="mean ± std over seeds")
         for row in table["settings"]:
             cells = [printable(" ".join(row["overrides"])), str(row["seeds"])]
-            means.add_row(*map(Text, [*cells, *(spread(row, m) for m in table["metrics"])]))
+            means.add_row(*map(Text, [*cells, *(spread(row, m) for m in metrics)]))
         console.print(means)
     for row in table["jobs"]:
         if row["error"]:
