@@ -10,7 +10,7 @@ import torch
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.schema import Config
 from rlhf_cli.rewards.scorer import Texts
-from rlhf_cli.runs.conclusion import asks_for_free, closing, record_words, what_next
+from rlhf_cli.runs.conclusion import asks_for_free, closing, record_words, what_next, wrapped
 
 
 def config_of(*overrides: str) -> Config:
@@ -69,6 +69,12 @@ def test_the_last_lines(done: Path) -> None:
     assert closing(done, config_of("checkpoint.best=val/gold_score"))[3].endswith(
         "(last: step_000009; best by val/gold_score: step_000003)"
     )
+
+
+def test_a_line_is_broken_between_words() -> None:
+    assert wrapped("verdict: The score rose.", 18) == "verdict: The score\n         rose."
+    assert wrapped("in: /a/long-path/that/stays", 10) == "in:\n         /a/long-path/that/stays"
+    assert wrapped("         Second.", 80) == "         Second."
 
 
 def test_commands_to_copy(tmp_path: Path) -> None:

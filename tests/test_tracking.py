@@ -9,7 +9,8 @@ import pytest
 from helpers import wbread
 from rich.console import Console
 
-from rlhf_cli.tracking.console import ConsoleTracker, clock, sparkline
+from rlhf_cli.tracking.console import ConsoleTracker, clock
+from rlhf_cli.tracking.glance import Curves, condensed, sparkline
 from rlhf_cli.tracking.jsonl import JsonlTracker, read_jsonl
 from rlhf_cli.tracking.text import printable
 from rlhf_cli.tracking.trackers import Trackers, make_trackers
@@ -253,3 +254,26 @@ def test_sparkline_and_clock() -> None:
     assert sparkline([0.3, 0.3]) == "▁▁"
     assert sparkline([]) == ""
     assert [clock(52), clock(3723)] == ["0:52", "1:02:03"]
+
+
+def test_a_long_curve_is_condensed_to_its_whole_run() -> None:
+    assert condensed([0.0, 2.0, 4.0, 6.0, 8.0, 10.0], 3) == [1.0, 5.0, 9.0]
+    assert condensed([1.0, 2.0], 5) == [1.0, 2.0]
+    assert condensed([], 5) == []
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_curves_fit_the_terminal(width: int) -> None:
+    curves, out = Curves(), io.StringIO()
+    for step in range(200):
+        curves.add({"train/score": step / 200, "train/kl": 100.0 * step, "train/lr": 1.0})
+        curves.add({"val/gold_score": 0.5} if step % 50 == 0 else {})
+    console = Console(file=out, width=width, _environ={})
+    console.print(curves)
+    lines = out.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert len(lines) == (3 if width == 40 else 2)
+    assert "0.00 → 0.99" in out.getvalue()
+    assert "0.00 → 19900.00" in out.getvalue()
+    assert {"▁", "█"} <= set(lines[0])
+    assert len(lines[0]) > 0.6 * width  # the bars use the room there is

@@ -1,6 +1,7 @@
 """What is left of a run that is done: the words that earned the score, and what a person reads at the end."""
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def closing(folder: Path, config: Config) -> list[str]:
     return lines
 
 
+def wrapped(line: str, width: int) -> str:
+    """The line broken between words, what follows the first set in; paths stay whole."""
+    return "\n".join(
+        textwrap.wrap(line, width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
+    )
+
+
 def _named(folder: Path, name: str) -> str:
     """The checkpoint that `checkpoints/last` or `checkpoints/best` names; empty where there is none."""
     file = folder / "checkpoints" / name
@@ -60,8 +68,8 @@ def what_next(folder: Path, config: Config) -> list[str]:
     """Commands to copy, each with what it is for."""
     place = shell(folder)
     commands = {
-        f"rlhf report {place}": "the page: charts, verdict, samples",
-        f"rlhf compare {place}": "against the untrained policy, word by word",
+        f"rlhf report {place}": "the page",
+        f"rlhf compare {place}": "before and after",
         f"rlhf sample checkpoint={place}": "what it writes",
         f"rlhf train resume={place} steps={2 * config.steps}": "go on",
     }

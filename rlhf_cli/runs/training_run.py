@@ -1,5 +1,7 @@
 """A whole training run: open its folder, take its steps, stop after a checkpoint."""
 
+import shutil
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.runs.checkpoint import step_of
-from rlhf_cli.runs.conclusion import asks_for_free, closing, record_words, what_next
+from rlhf_cli.runs.conclusion import asks_for_free, closing, record_words, what_next, wrapped
 from rlhf_cli.runs.folder import begun
 from rlhf_cli.runs.session import Session, newest_words, notify, open_session
 from rlhf_cli.runs.signals import StopRequest, stop_on_signals
@@ -47,7 +49,10 @@ def conclude(session: Session, *, alone: bool) -> None:
     folder, config = session.folder, session.config
     if asks_for_free(config):
         record_words(folder, session.experiment.reward.score, notify)
-    for line in (f"done: {folder}", *closing(folder, config), *(what_next(folder, config) if alone else [])):
+    notify(f"done: {folder}")
+    for line in closing(folder, config):
+        notify(wrapped(line, shutil.get_terminal_size().columns) if sys.stdout.isatty() else line)
+    for line in what_next(folder, config) if alone else []:
         notify(line)
 
 

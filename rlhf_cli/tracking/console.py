@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from rlhf_cli.tracking.glance import Curves
 from rlhf_cli.tracking.text import printable
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -50,7 +51,7 @@ class ConsoleTracker:
         self._last_log = time.monotonic()
         self._last_line = float("-inf")
         self._train, self._val, self._sample = "", "", ""
-        self._val_scores: list[float] = []
+        self._curves = Curves()
         self._progress = Progress(
             TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[pace]}")
         )
@@ -58,11 +59,11 @@ class ConsoleTracker:
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._time(step)
+        self._curves.add(metrics)
         self._train = train_text(metrics) or self._train
         validated, examined = "val/score" in metrics, "val/macro_f1" in metrics
         if validated:
             self._val = validation_text(step, metrics)
-            self._val_scores.append(metrics["val/score"])
         if self._is_live:
             self._show(step)
         else:
@@ -115,9 +116,8 @@ class ConsoleTracker:
 
     def _display(self) -> RenderableType:
         # Text, not str: a str would be parsed for markup, and a sample is written by a model.
-        curve = "" if self._console.options.ascii_only else sparkline(self._val_scores)
-        lines = (self._train, join(self._val, curve), self._sample)
-        return Group(self._progress, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines if line))
+        lines = [Text(line) for line in (self._train, self._val, self._sample) if line]
+        return Group(self._progress, *lines[:1], self._curves, *lines[1:])
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
@@ -145,20 +145,6 @@ def sample_text(row: Mapping[str, Any]) -> str:
     text = printable(f"{row['prefix']} | {row['response']}")
     text = text if len(text) <= SAMPLE_LENGTH else text[: SAMPLE_LENGTH - 1] + "…"
     return f"sample ({printable(str(row['class']))} prefix, score {row['score']:.2f}): {text}"
-
-
-def sparkline(values: list[float], width: int = 30) -> str:
-    """The last `width` values as bars from the least to the greatest; what is not a number is a blank."""
-    bars = "▁▂▃▄▅▆▇█"
-    shown = values[-width:]
-    finite = [value for value in shown if abs(value) < float("inf")]
-    if not finite:
-        return ""
-    low, span = min(finite), (max(finite) - min(finite)) or 1.0
-    # The comparison is false for NaN as well as for the infinities.
-    return "".join(
-        bars[round((value - low) / span * (len(bars) - 1))] if abs(value) < float("inf") else " " for value in shown
-    )
 
 
 def clock(seconds: float) -> str:
