@@ -277,3 +277,16 @@ def test_curves_fit_the_terminal(width: int) -> None:
     assert "0.00 → 19900.00" in out.getvalue()
     assert {"▁", "█"} <= set(lines[0])
     assert len(lines[0]) > 0.6 * width  # the bars use the room there is
+
+
+def test_a_log_file_has_no_escape_codes_under_force_color(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    tracker = ConsoleTracker(3)
+    drive(Trackers([tracker]))
+    tracker.alert("reward hacking", "index 0.60")
+    tracker.finish("done")
+    shown = capsys.readouterr().out
+    assert "reward hacking: index 0.60" in shown
+    assert "\x1b" not in shown

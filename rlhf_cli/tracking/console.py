@@ -78,7 +78,8 @@ class ConsoleTracker:
         self._print(printable(text))
 
     def alert(self, title: str, text: str) -> None:
-        self._console.print(Text(printable(f"{title}: {text}"), "bold red"), soft_wrap=True)
+        style = "bold red" if self._is_live else ""
+        self._console.print(Text(printable(f"{title}: {text}"), style), soft_wrap=True)
 
     def finish(self, state: str) -> None:
         if self._live:
