@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import study as studies
 from helpers.pretend_gpu import GPU, Refused, Watch, on_gpu, pretend
 from helpers.study import COUNT, Study, sevens, tiny
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen2ForCausalLM
 
 from rlhf_cli.data.prompts import PromptSet
-from rlhf_cli.engine import cuda_graph_decode, varlen
+from rlhf_cli.engine import cuda_graph_decode, forward, gate, varlen
+from rlhf_cli.engine import sample as sampling
 from rlhf_cli.engine.forward import differentiable_twice
 from rlhf_cli.engine.load import lowered
 from rlhf_cli.engine.read import response_logprobs
@@ -244,3 +246,59 @@ def test_a_step_with_attention_without_padding(kernel: Counter[str], gpu: Watch)
     gpu.waits.clear()
     study.step(2)
     assert waits(gpu) <= WAITS + 1, gpu.waits
+
+
+NO_KERNEL = {
+    "view", "_unsafe_view", "transpose", "t", "split", "split_with_sizes", "slice", "select", "expand", "detach",
+    "alias", "as_strided", "unsqueeze", "squeeze", "permute", "unbind", "_reshape_alias", "lift_fresh", "empty",
+    "empty_like", "new_empty", "empty_strided", "new_empty_strided",
+}  # fmt: skip
+"""Operations that only look at memory, or ask for some."""
+
+
+def launches(ops: Counter[str]) -> Counter[str]:
+    """Kernels, by name. On a GPU a norm is one; here its six parts are seen."""
+    found: Counter[str] = Counter()
+    for op, count in ops.items():
+        name = op.split(".")[1]
+        if name not in NO_KERNEL:
+            found[name] += count
+    found["norm"] = found["rsqrt"]
+    found.subtract(dict.fromkeys(("pow", "mean", "add", "rsqrt"), found["norm"]))
+    found.subtract({"mul": 2 * found["norm"]})
+    return +found
+
+
+def test_kernels_of_a_decoded_token(gpu: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a captured step holds, layer by layer; with several heads of keys and values one more a layer."""
+    totals = []
+    for layers in (1, 3):
+        monkeypatch.setattr(studies, "LAYERS", layers)
+        tried = Study("algo=grpo", dtype=torch.bfloat16)
+        step = cuda_graph_decode.CapturedStep(
+            tried.actor, gate.way_of(tried.actor).decoder, sampling.draw, rows=8, columns=8, length=6,
+            dtype=torch.bfloat16,
+        )  # fmt: skip
+        gpu.ops.clear()
+        with torch.no_grad():
+            step._token(8)
+        totals.append(launches(gpu.ops).total())
+    a_layer = (totals[1] - totals[0]) / 2
+    assert (a_layer, totals[0] - a_layer) == (23, 50)
+
+
+def test_weights_are_cast_once_an_update(gpu: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the very numbers of casts that are made in each pass."""
+    found, casts = [], []
+    for keep in (True, False):
+        if not keep:
+            monkeypatch.setattr(forward, "keeps_casts", lambda *_: False)
+        tried = Study("algo=ppo", "algo.epochs=1", "algo.minibatches=2", dtype=torch.bfloat16)
+        tried.policy.micro_batch_size = 4
+        gpu.ops.clear()
+        found.append([tried.step(number) for number in (1, 2)])
+        casts.append(launches(gpu.ops)["_to_copy"])
+        found[-1].append([p.detach().clone() for p in tried.actor.parameters()])
+    assert found[0][:2] == found[1][:2]
+    assert all(torch.equal(one, other) for one, other in zip(found[0][2], found[1][2], strict=True))
+    assert casts[1] - casts[0] > 250

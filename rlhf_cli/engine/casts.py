@@ -12,6 +12,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from rlhf_cli.engine.memory import at_shortage
 from rlhf_cli.engine.scratch import scratch
 from rlhf_cli.internals.torch_private import version
 
@@ -42,9 +43,61 @@ def cached_cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return copy
 
 
+_joined: dict[tuple[int, ...], tuple[tuple[ReferenceType[Tensor], ...], tuple[int, ...], Tensor]] = {}
+"""Of several weights' ids: the weights, their versions, the cast of all."""
+
+
+def factor(weights: tuple[Tensor, ...], dtype: torch.dtype, *, keep: bool) -> Tensor:
+    """The weights one below the other, in the dtype of products; differentiable.
+
+    `keep`: a cast of parameters is kept as `cached_cast` keeps it: a GPU makes it once an update, not once a pass.
+    """
+    if not keep or weights[0].dtype == dtype or not all(type(w) is torch.nn.Parameter for w in weights):
+        lowered = [weight.to(dtype) for weight in weights]
+        return lowered[0] if len(lowered) == 1 else torch.cat(lowered)
+    copy = _joined_cast(weights, dtype)
+    return cast_of(copy, *weights) if torch.is_grad_enabled() else copy
+
+
+def _joined_cast(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    key, versions = tuple(map(id, weights)), tuple(map(version, weights))
+    if (found := _joined.get(key)) is not None:
+        whose, seen, copy = found
+        same = all(r() is w for r, w in zip(whose, weights, strict=True))
+        if same and seen == versions and copy.dtype == dtype:
+            return copy
+    with torch.inference_mode(False), torch.no_grad():
+        copy = torch.cat([weight.to(dtype) for weight in weights])
+    _joined[key] = tuple(ref(w, lambda _: _joined.pop(key, None)) for w in weights), versions, copy
+    return copy
+
+
+def cast_of(copy: Tensor, *weights: Tensor) -> Tensor:
+    """The kept cast of these weights, as a function of them."""
+    made: Tensor = _CastOf.apply(copy, *weights)
+    return made
+
+
+class _CastOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, copy: Tensor, *weights: Tensor) -> Tensor:
+        ctx.sizes, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
+        return copy.detach()
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad[1:]
+        parts = zip(d.split(ctx.sizes), wanted, strict=True)
+        return None, *(part.to(ctx.dtype) if learns else None for part, learns in parts)
+
+
 def forget_casts() -> None:
     """Of all weights: after a step of an optimizer, and where their memory is wanted for something else."""
     _casts.clear()
+    _joined.clear()
+
+
+at_shortage(forget_casts)
 
 
 def sizes(like: Tensor, dtype: torch.dtype) -> Callable[[int], int]:

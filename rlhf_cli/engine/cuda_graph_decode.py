@@ -83,9 +83,7 @@ class CapturedStep:
             self.norm = torch.empty_like(norm_weight(last_norm(weights, decoder), decoder))
             self.head = torch.empty_like(head, dtype=dtype)
             self.cos, self.sin = decoder.angles(torch.arange(columns, device=self.device))
-            self.keys, self.values = (
-                [self._zeros(rows, kv_heads, columns, size, dtype=dtype) for _ in self.layers] for _ in range(2)
-            )
+            self.kept = [self._zeros(2, rows, kv_heads, columns, size, dtype=dtype) for _ in self.layers]
             self.states = self._zeros(rows, decoder.hidden, dtype=dtype)
             self.temperature = torch.ones((), device=self.device)
             self.ends = self._zeros(len(head), dtype=torch.bool)
@@ -123,9 +121,8 @@ class CapturedStep:
                 self.played[rows] = self._capture(rows) if self.device.type == "cuda" else partial(self._token, rows)
         self._first()
         self._read(model)
-        for keys, values, store in zip(self.keys, self.values, prefilled.layers, strict=True):
-            keys[:count, :, :width].copy_(store.read()[0])
-            values[:count, :, :width].copy_(store.read()[1])
+        for kept, store in zip(self.kept, prefilled.layers, strict=True):
+            kept[:, :count, :, :width].copy_(store.read())
         self.states[:count].copy_(states)
         self.temperature.fill_(temperature)
         self.ends.copy_(ends)
@@ -164,8 +161,10 @@ class CapturedStep:
         movers, holes, left = survivors(going)
         movers, holes = (x.to(self.device, non_blocking=True) for x in (movers, holes))
         own = (self.states, self.uniforms, self.positions, self.seen, self.responses, self.logprobs)
-        for x in (order, *own, *self.keys, *self.values):
+        for x in (order, *own):
             x[holes] = x[movers]
+        for x in self.kept:
+            x[:, holes] = x[:, movers]
         self.done.fill_(True)[:left].fill_(False)
         return order[:left]
 
@@ -186,22 +185,28 @@ class CapturedStep:
         x = embedded(token, self.table).float()
         if decoder.embedding_scale != 1:
             x = x * decoder.embedding_scale
-        positions, hidden = self.positions[:rows], ~self.seen[:rows, None]
+        positions = self.positions[:rows]
+        hidden = torch.zeros_like(self.seen[:rows, None], dtype=torch.float32).masked_fill_(
+            ~self.seen[:rows, None], -torch.inf
+        )
         angles = (self.cos[positions], self.sin[positions])
-        for weights, keys, values, turns in zip(self.layers, self.keys, self.values, decoder.rotates, strict=True):
-            see = partial(self._attend, keys=keys[:rows], values=values[:rows], hidden=hidden)
+        for weights, kept, turns in zip(self.layers, self.kept, decoder.rotates, strict=True):
+            see = partial(self._attend, kept=kept[:, :rows], hidden=hidden)
             x = layer(x, weights, decoder, angles if turns else None, see)
         return rms_norm(x, self.norm, decoder.epsilon).to(self.dtype)
 
-    def _attend(self, heads: Float[Tensor, "B all D"], *, keys: Tensor, values: Tensor, hidden: Tensor) -> Tensor:
+    def _attend(
+        self, heads: Float[Tensor, "B all D"], *, kept: Float[Tensor, "2 B kv T D"], hidden: Float[Tensor, "B 1 T"]
+    ) -> Tensor:
+        """Keys and values go in at once, scale and mask on at once: each operation is a kernel a layer and token."""
         decoder, heads, rows = self.decoder, heads.to(self.dtype), len(heads)
-        both = decoder.heads + decoder.kv_heads
-        keys.index_copy_(2, self.column, heads[:, decoder.heads : both, None])
-        values.index_copy_(2, self.column, heads[:, both:, None])
+        new = heads[:, decoder.heads :].view(rows, 2, decoder.kv_heads, 1, decoder.head_size).transpose(0, 1)
+        kept.index_copy_(3, self.column, new)
+        keys, values = kept.flatten(1, 2)
         query = heads[:, : decoder.heads].reshape(rows * decoder.kv_heads, -1, decoder.head_size)
-        scores = in_float32(torch.bmm, query, keys.flatten(0, 1).transpose(1, 2)) * decoder.scale
-        scores.view(rows, decoder.heads, -1).masked_fill_(hidden, -torch.inf)
-        return torch.bmm(scores.softmax(-1).to(self.dtype), values.flatten(0, 1)).view(rows, -1)
+        scores = in_float32(torch.bmm, query, keys.transpose(1, 2)).view(rows, decoder.heads, -1)
+        seen = torch.add(hidden, scores, alpha=decoder.scale).softmax(-1).to(self.dtype)
+        return torch.bmm(seen.view(query.shape[0], -1, seen.shape[-1]), values).view(rows, -1)
 
     def _read(self, model: Any) -> None:
         """The weights as they are now."""
@@ -216,7 +221,7 @@ class CapturedStep:
 
     def _first(self) -> None:
         """Back to where a rollout begins, with nothing left of the last: 0 times what is not a number is none."""
-        for moving in (self.at, self.column, self.positions, self.seen, *self.values):
+        for moving in (self.at, self.column, self.positions, self.seen, *self.kept):
             moving.zero_()
 
     def _capture(self, rows: int) -> Callable[[], None]:

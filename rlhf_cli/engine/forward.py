@@ -41,6 +41,7 @@ def packed_states(model: Any, decoder: Decoder, packing: Packing) -> Float[Tenso
     dtype, kind = products_dtype(table), table.device.type
     by_hand = kind == "cpu" and not _twice[0]
     checkpointed = model.training and torch.is_grad_enabled() and checkpoints_activations(model)
+    keep = keeps_casts(kind, checkpointed)
     with torch.autocast(kind, enabled=False), _attention_of(kind):  # what is cast, and when, is decided here
         x = _embedded(model, packing.ids, table, decoder)
         angles = decoder.angles(packing.positions)
@@ -54,7 +55,7 @@ def packed_states(model: Any, decoder: Decoder, packing: Packing) -> Float[Tenso
                 compute = partial(compute, dtype=dtype, wanted=wanted)
             else:
                 compute = partial(_layer, weights=each, decoder=decoder, angles=turning, packing=packing)
-                compute = partial(compute, dtype=dtype, wanted=wanted)
+                compute = partial(compute, dtype=dtype, wanted=wanted, keep=keep)
             x = checkpoint(compute, x, use_reentrant=False) if checkpointed else compute(x)
         x = _last_norm(x, weights, decoder, by_hand)
     return x if packing.direct else x.index_select(0, packing.predictor)
@@ -68,6 +69,12 @@ def _attention_of(kind: str) -> AbstractContextManager[None]:
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
+def keeps_casts(kind: str, checkpointed: bool) -> bool:
+    """Whether a GPU keeps the layers' weights in the dtype of products from pass to pass. Without checkpointing each
+    pass has them all until its end anyway; with it, one layer's at a time."""
+    return kind == "cuda" and not _twice[0] and not checkpointed
+
+
 def _layer(
     x: Tensor,
     *,
@@ -77,11 +84,12 @@ def _layer(
     packing: Packing,
     dtype: torch.dtype,
     wanted: Tensor | None,
+    keep: bool,
 ) -> Tensor:
     """A layer of packed tokens by plain autograd: on a GPU, and where gradients are differentiated again."""
     inside = dtype if x.is_cuda else x.dtype  # the CPU's attention is slow in bfloat16
     see = partial(attend, packing=packing, decoder=decoder, dtype=inside, wanted=wanted, padded=_twice[0])
-    return layer(x, block(weights, decoder, dtype), decoder, angles, see, wanted)
+    return layer(x, block(weights, decoder, dtype, keep=keep), decoder, angles, see, wanted)
 
 
 def checkpoints_activations(model: Any) -> bool:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from rlhf_cli.engine.casts import added, cached_cast, cast
+from rlhf_cli.engine.casts import added, cached_cast, cast, factor
 from rlhf_cli.engine.decoder import Decoder, LayerWeights, Linear
 
 Attend = Callable[[Tensor], Tensor]
@@ -43,22 +43,25 @@ class Block:
     """ε H, where the norms are in the matrices."""
 
 
-def block(weights: LayerWeights, decoder: Decoder, dtype: torch.dtype, *, joined: bool = False) -> Block:
-    """The weights in the dtype of products, norms in float32 at least; differentiable. `joined`: gate and up in one."""
+def block(
+    weights: LayerWeights, decoder: Decoder, dtype: torch.dtype, *, joined: bool = False, keep: bool = False
+) -> Block:
+    """The weights in the dtype of products, norms in float32 at least; differentiable. `joined`: gate and up in one;
+    `keep`: casts are kept (`casts.factor`)."""
 
     def lowered(weight: Tensor) -> Tensor:
         unrecorded = not torch.is_grad_enabled() and weight.device.type == "cpu"
-        return cached_cast(weight, dtype) if unrecorded else weight.to(dtype)
+        return cached_cast(weight, dtype) if unrecorded else factor((weight,), dtype, keep=keep)
 
     def bias(linear: Linear) -> Tensor | None:
-        return None if linear[1] is None else linear[1].to(dtype)
+        return None if linear[1] is None else factor((linear[1],), dtype, keep=keep)
 
     projections = (weights.query, weights.key, weights.value)
     pair = (weights.gate, weights.up)
     return Block(
         attention_norm=norm_weight(weights.attention_norm, decoder),
-        qkv=torch.cat([lowered(weight) for weight, _ in projections]).T,
-        qkv_bias=joined_biases(projections, dtype),
+        qkv=_side_by_side(projections, dtype, keep, lowered).T,
+        qkv_bias=joined_biases(projections, dtype, keep=keep),
         head_norm=_head_norm(weights, decoder),
         out=lowered(weights.out[0]).T,
         out_bias=bias(weights.out),
@@ -72,9 +75,19 @@ def block(weights: LayerWeights, decoder: Decoder, dtype: torch.dtype, *, joined
     )
 
 
-def joined_biases(linears: tuple[Linear, ...], dtype: torch.dtype) -> Tensor | None:
+def _side_by_side(
+    linears: tuple[Linear, ...], dtype: torch.dtype, keep: bool, lowered: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "all H"]:
+    if keep:
+        return factor(tuple(weight for weight, _ in linears), dtype, keep=True)
+    return torch.cat([lowered(weight) for weight, _ in linears])
+
+
+def joined_biases(linears: tuple[Linear, ...], dtype: torch.dtype, *, keep: bool = False) -> Tensor | None:
     if all(b is None for _, b in linears):
         return None
+    if keep and (there := tuple(b for _, b in linears if b is not None)) and len(there) == len(linears):
+        return factor(there, dtype, keep=True)
     return torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in linears]).to(dtype)
 
 

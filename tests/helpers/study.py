@@ -19,6 +19,7 @@ from rlhf_cli.training.policy import Critic, Generation, Policy
 from rlhf_cli.training.rollouts import TrainingPrompts
 
 GPU = torch.device("cuda", 0)
+LAYERS = 2
 COUNT = 16
 
 
@@ -63,7 +64,7 @@ def tiny(seed: int) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=12, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+            vocab_size=12, hidden_size=16, num_hidden_layers=LAYERS, num_attention_heads=2, num_key_value_heads=1,
             intermediate_size=16, tie_word_embeddings=True, initializer_range=0.3,
         )
     ).eval()  # fmt: skip
