@@ -43,9 +43,13 @@ or an experiment that lists them, makes a job of each combination. Keys and grou
   rlhf sweep experiment=sweep_beta
   rlhf sweep algo.beta=0.02,0.1 seed=0,1,2
   rlhf sweep resume=<sweep folder>          run the jobs that are not done
+  rlhf sweep --dry-run algo.beta=0.02,0.1   the jobs and what they will take; nothing runs
   rlhf sweep wandb experiment=sweep_beta    the definition of a W&B sweep
 
 """
+
+
+DRY_RUN = "--dry-run"
 
 
 def main() -> NoReturn:
@@ -98,6 +102,7 @@ usage: rlhf <command> [group=option] [key=value] [--multirun] …
 
   rlhf <command> --help     its groups and keys
   rlhf train --cfg job      the composed config
+  rlhf train --dry-run …    the checked config, and what it will take: steps, tokens, memory, time; also of a sweep
 
 example: rlhf train reward=roberta_large data=short_prefix"""
 
@@ -113,9 +118,12 @@ def run(command: str, argv: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     from rlhf_cli.config import typed
     from rlhf_cli.config.compose import plan
-    from rlhf_cli.config.folders import check_writable, claimed
+    from rlhf_cli.config.folders import claimed
     from rlhf_cli.config.own_folder import first
 
+    dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
+    if dry and command != "train":
+        return _refuse(f"{DRY_RUN} is for rlhf train and rlhf sweep")
     try:
         argv, typed.words[:] = parted(command, argv)
     except UserError as error:
@@ -132,11 +140,7 @@ def run(command: str, argv: list[str]) -> int:
         if not runs:
             return _hydra(command, argv)
         planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
-        if any(re.fullmatch(r"hydra\.job\.chdir=\W?[Tt]rue\W?", o) for o in args.overrides):
-            raise UserError("hydra.job.chdir=true: rlhf stays in the folder where it was started; drop it")
-        place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
-        if place != ".":  # there a command writes nothing
-            check_writable(place, key)
+        _check_places(planned, args)
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -144,6 +148,10 @@ def run(command: str, argv: list[str]) -> int:
     except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError, YAMLError) as error:
         # Hydra's own stumbling over what was typed: algo=null, seed=range(5,1), a config folder's broken YAML
         return _refuse(f"this cannot be composed: {' '.join(argv)}\n  {type(error).__name__}: {error}")
+    if dry:
+        from rlhf_cli.commands.dry_run import show
+
+        return _answered(lambda: show(planned, swept=args.multirun))
     if processes_started() > 1 and (command != "train" or args.multirun):
         return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:
@@ -161,6 +169,17 @@ def run(command: str, argv: list[str]) -> int:
     return _run(command, argv)
 
 
+def _check_places(planned: Any, args: Any) -> None:
+    """Raises UserError where the command could not write what it makes."""
+    from rlhf_cli.config.folders import check_writable
+
+    if any(re.fullmatch(r"hydra\.job\.chdir=\W?[Tt]rue\W?", o) for o in args.overrides):
+        raise UserError("hydra.job.chdir=true: rlhf stays in the folder where it was started; drop it")
+    place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
+    if place != ".":  # there a command writes nothing
+        check_writable(place, key)
+
+
 def _usage(fault: str) -> NoReturn:
     raise UserError(f"{fault}. Keys are typed without dashes, with an equals sign: steps=10, algo.beta=0.1")
 
@@ -172,6 +191,8 @@ def sweep(argv: list[str]) -> int:
 
         return _answered(lambda: write(argv[1:]))
     places = [word.partition("=")[2] for word in argv if word.startswith("resume=")]
+    if places and DRY_RUN in argv:
+        return _refuse(f"{DRY_RUN} is for a sweep that has not begun: drop resume=")
     if not places or places == ["auto"]:
         asks = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc"}
         if asks.intersection(argv):
