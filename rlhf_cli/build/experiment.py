@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from rlhf_cli.engine.lora import adapters_of, attach, without_adapters
 from rlhf_cli.engine.memory import Memory
 from rlhf_cli.engine.value_head import SharedCritic, checkpoint_activations, restore_head
 from rlhf_cli.engine.vllm_engine import VllmEngine, check_vllm
+from rlhf_cli.evaluation.user_metrics import Metrics, user_metrics
 from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.algorithm import Algorithm
@@ -47,6 +48,8 @@ class Experiment:
     gold: dict[str, Score]
     """The judges that are not trained on, by name; the first is val/gold_score. Empty: none."""
     algo: Algorithm
+    metrics: Metrics = field(default_factory=dict)
+    """Of the user's own, at validations."""
     outer: OuterLoop | None = None
     """Of an iterative algorithm."""
 
@@ -94,6 +97,7 @@ def make_experiment(
     if config.rollout.engine == "vllm":
         check_vllm(where)
     warn_of_bf16(where, notify)
+    metrics = user_metrics(config.val.metrics)
     base = model_path(config.actor, config, notify)
     reward, learned = scorer(config, where, notify, learned_path=saved.reward_model)
     rows = prefixes(config, where, notify)
@@ -135,6 +139,7 @@ def make_experiment(
         test=test,
         reward=reward,
         gold=gold_judges(config, where, notify),
+        metrics=metrics,
         algo=algo,
         outer=outer_loop(config, continual(config, learned, where, notify)),
     )

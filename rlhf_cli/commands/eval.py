@@ -60,6 +60,7 @@ def on_prompts(judged: Any, policy: Any, prompts: Any, config: Any) -> tuple[dic
         batch_size=config.val.batch_size,
         lists=HackingWatch.asked(config).lists,
         edits=config.hacking.edits,
+        metrics_of_users=judged.metrics,
     )
 
 

@@ -29,8 +29,8 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 """In a wheel `conf` lies in the package; in a checkout, beside it."""
 
 CHANGEABLE_ON_RESUME = (
-    "resume", "steps", "val.every", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget", "fail_fast",
-    "shard", "on_nonfinite", "rollout.cuda_graphs", "rollout.vllm_memory", "weights", "name", "tags",
+    "resume", "steps", "val.every", "val.metrics", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget",
+    "fail_fast", "shard", "on_nonfinite", "rollout.cuda_graphs", "rollout.vllm_memory", "weights", "name", "tags",
     "notes",
 )  # fmt: skip
 
@@ -267,13 +267,13 @@ def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> N
     named = {
         key: value
         for key, value in flat(saved).items()
-        if key.rpartition(".")[2] in ("fn", "key_env") and value and not _covered(key, typed)
+        if (key.rpartition(".")[2] in ("fn", "key_env") or key == "val.metrics") and value and not _covered(key, typed)
     }
     if named:
         listed = ", ".join(f"{key}={value}" for key, value in named.items())
+        leave = "or without them: val.metrics=[]" if [*named] == ["val.metrics"] else "or another judge: reward=vader"
         raise UserError(
-            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, "
-            "or another judge: reward=vader"
+            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, {leave}"
         )
 
 

@@ -12,6 +12,7 @@ from rlhf_cli.config.lora_schema import Lora
 from rlhf_cli.config.reward_schema import Gold, Model, Reward
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
 from rlhf_cli.config.tracking_schema import Named, Tracking
+from rlhf_cli.config.val_schema import Val
 
 
 class Actor(Model):
@@ -107,12 +108,6 @@ class Penalty(Section):
         if not self.sizes:
             raise ValueError("penalty.n=[]: give a number, as penalty.n=3, or several, as penalty.n=[2,3,4]")
         return self
-
-
-class Val(Section):
-    every: int = CountOrZero
-    prompts: int = Count
-    batch_size: int = Count
 
 
 class Stop(Section):

@@ -78,6 +78,9 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
         part = values.get(group)
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key] not in NAMED:
             values[group] = part | {key: path(part[key])}
+    val = values.get("val")
+    if isinstance(val, dict) and isinstance(named := val.get("metrics"), list):
+        values["val"] = val | {"metrics": [function(dotted) if isinstance(dotted, str) else dotted for dotted in named]}
     for group, key in FUNCTIONS:
         part = values.get(group)
         if isinstance(part, dict) and isinstance(part.get(key), str):

@@ -27,6 +27,14 @@ def label(metric: str) -> str:
     return LABELS.get(metric, metric.partition("/")[2].replace("_", " ") or metric)
 
 
+def own_metrics(arms: Iterable[Arm]) -> list[str]:
+    """Those of val.metrics, which the user has written."""
+    runs = [run for arm in arms for run in arm.runs]
+    names = {f"val/{dotted.rpartition(':')[2]}" for run in runs for dotted in run.config.get("val.metrics") or ()}
+    logged = dict.fromkeys(key for run in runs for row in run.metrics for key in row)
+    return [key for key in logged if any(key == name or key.startswith(f"{name}/") for name in names)]
+
+
 def golds(arms: Iterable[Arm]) -> list[str]:
     """The metrics of the gold judges where a run has several."""
     rows = [row for arm in arms for run in arm.runs for row in run.metrics]

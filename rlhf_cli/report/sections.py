@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_cli.data.lexicon import vader_words
 from rlhf_cli.evaluation.win_rate import UNTRAINED, earned_moods, moods, who, wins
-from rlhf_cli.report.answers import compared, first_to_hack, golds, label, paired, shown
+from rlhf_cli.report.answers import compared, first_to_hack, golds, label, own_metrics, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.curves import band, curve_chart, effect_chart, frontier, within
 from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
@@ -82,7 +82,7 @@ def painted(text: str) -> list[Piece]:
 def arm_table(arms: dict[Any, Arm], knob: str) -> Table:
     """One row an arm: its last values, its seeds, its seconds."""
     rows: list[Row] = []
-    outcomes = (*COLUMNS[:2], *golds(arms.values()), *COLUMNS[2:])
+    outcomes = (*COLUMNS[:2], *golds(arms.values()), *COLUMNS[2:], *own_metrics(arms.values()))
     for name, arm in arms.items():
         onset = ", ".join(str(run.onset) if run.onset is not None else "–" for run in arm.runs)
         seconds = mean(run.seconds for run in arm.runs)
@@ -272,7 +272,7 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
     drawn: list[Chart | None] = []
     if len(arms) <= len(KNOBS):
         metrics = ("val/score", "val/gold_score", "val/kl", "hacking/index", "val/repetition", "val/response_length")
-        asked = [*metrics[:2], *golds(arms), *metrics[2:]]
+        asked = [*metrics[:2], *golds(arms), *metrics[2:], *own_metrics(arms)]
         drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in asked]
         classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
         if found := [s for s in classes if s]:

@@ -111,7 +111,10 @@ class Session:
         x, size, lists = self.experiment, self.config.val.batch_size, self.watch.lists
         edits = self.config.hacking.edits
         try:
-            return validate(x.policy, x.reference, x.test, x.reward, x.gold, batch_size=size, lists=lists, edits=edits)
+            return validate(
+                x.policy, x.reference, x.test, x.reward, x.gold,
+                batch_size=size, lists=lists, edits=edits, metrics_of_users=x.metrics,
+            )  # fmt: skip
         except NonFinite as fault:
             report_nonfinite(fault, x, self.config, step, self.folder, self.trackers.message)
             return {"val/nonfinite": 1.0}, []

@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.engine import processes
 from rlhf_cli.evaluation.signs import invariance, text_panel
+from rlhf_cli.evaluation.user_metrics import Metrics, measured
 from rlhf_cli.evaluation.validation_metrics import gold_parts, sample_rows, validation_metrics
 from rlhf_cli.evaluation.words import FILMS, WordLists
 from rlhf_cli.rewards.scorer import Score, Scorer
@@ -28,13 +30,15 @@ def validate(
     batch_size: int,
     lists: WordLists = FILMS,
     edits: bool = False,
+    metrics_of_users: Metrics | None = None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """(`val/*` and `hacking/*` metrics, sample rows) of the policy on every prompt of the set, `batch_size` decoded at
     a time.
 
     `gold`: the judges that are not trained on, by name. `val/gold_score` is the first's; of several, each has
     `val/gold_score/<name>`, and the samples' parts likewise `gold` and `gold/<name>`. `lists`: of words that the
-    responses are looked through for; `edits`: score them edited as well.
+    responses are looked through for; `edits`: score them edited as well. `metrics_of_users`: what is measured
+    beside; the first process does it for all. Raises RunFailed where one of them does not give numbers.
     """
     chosen = list(range(len(prompts)))
     rollout = generate(policy, prompts.prompts(chosen), step=SAMPLING_STEP, micro_batch_size=batch_size)
@@ -57,4 +61,6 @@ def validate(
     if policy.mix:
         perplexity = partial(policy.mix.perplexity, policy.model, policy.compute)
         metrics["val/ptx_perplexity"] = policy.fit("reading", perplexity)
+    if metrics_of_users:
+        metrics |= processes.first(lambda: measured(metrics_of_users, texts.prompts, texts.responses))
     return metrics, sample_rows(texts, rewards, prompts.classes, scores)
