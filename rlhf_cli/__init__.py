@@ -1,3 +1,3 @@
 """`rlhf`: reinforcement learning from human feedback, run from the shell."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

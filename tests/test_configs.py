@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.runs import SMALL
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.own_folder import first, of_engine, searchpath
 from rlhf_cli.config.shipped import about, shipped
-from tests.helpers.runs import SMALL
 
 
 @pytest.fixture(autouse=True)

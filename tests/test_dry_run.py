@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from helpers.runs import SMALL
 
 from rlhf_cli.build import experiment
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands.dry_run import begun_at, duration, time_of, work
 from rlhf_cli.config.compose import plan
-from tests.helpers.runs import SMALL
 
 
 @pytest.fixture(autouse=True)

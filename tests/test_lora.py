@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.engine import gate, lora
+from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.load import load_actor
 from rlhf_cli.engine.read import response_logprobs
+from rlhf_cli.runs.nonfinite import not_finite
 from rlhf_cli.tracking.jsonl import read_jsonl
+from rlhf_cli.training.optimizer import Optimizer, Schedule
 
 CONFIG = Qwen2Config(
     vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -32,6 +35,25 @@ def adapted(seed: int = 1):
         for up in made.up:
             up.normal_(0, 0.1)
     return model
+
+
+def test_a_gradient_that_is_not_finite_names_the_adapter_and_touches_nothing() -> None:
+    model = adapted()
+    made, head = lora.adapters_of(model), torch.nn.Parameter(torch.zeros(2))
+    optimizer = Optimizer(model, lr=0.1, schedule=Schedule(1), also=[head])
+    before = [p.detach().clone() for p in made.parameters()]
+    for parameter in [*made.parameters(), head]:
+        parameter.grad = torch.zeros_like(parameter)
+    made.up[1].grad[0, 0] = float("nan")
+    head.grad[1] = float("inf")
+    with pytest.raises(NonFinite) as fault:
+        optimizer.step(1)
+    assert fault.value.evidence["parameters"] == [f"{made.names[1]}.lora_B", "value head"]
+    assert all(torch.equal(old, p) for old, p in zip(before, made.parameters(), strict=True))
+    assert not_finite(model) == 0
+    with torch.no_grad():
+        made.down[0][0, 0] = float("nan")
+    assert not_finite(model) == 1
 
 
 def test_sums_by_hand_and_the_model_without_them() -> None:

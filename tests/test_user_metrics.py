@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.runs import numbers, train
 
 from rlhf_cli.config.compose import _refuse_code, plan
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.evaluation.user_metrics import measured, user_metrics
 from rlhf_cli.report.answers import own_metrics
 from rlhf_cli.runs.status import read_status
-from tests.helpers.runs import numbers, train
 
 OWN = """
 def words(prompts, responses):

@@ -1,13 +1,18 @@
 """The versions that rlhf is tested with: bounds, constraints, and what a library is about to take away."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+import rlhf_cli
+from rlhf_cli.runs.folder import machine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import versions
@@ -22,6 +27,18 @@ PINNED = {
         line.partition("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line[0] != "#"
     )
 }
+
+
+def test_the_version_has_one_source() -> None:
+    """--version, a run's environment.json (the report reads it) and the wheel say what rlhf_cli/__init__.py says."""
+    project = tomllib.loads(versions.PYPROJECT.read_text())
+    assert "version" not in project["project"]
+    assert project["project"]["dynamic"] == ["version"]
+    assert ROOT / project["tool"]["hatch"]["version"]["path"] == Path(rlhf_cli.__file__)
+    assert machine()["rlhf"] == rlhf_cli.__version__
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest
+    assert newest[1] == rlhf_cli.__version__
 
 
 def test_every_dependency_is_pinned_within_its_bounds() -> None:

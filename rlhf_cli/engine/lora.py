@@ -79,6 +79,15 @@ def learned(model: Any) -> list[nn.Parameter]:
     return [*model.parameters()] if adapters is None else [*adapters.parameters()]
 
 
+def learned_by_name(model: Any) -> list[tuple[str, nn.Parameter]]:
+    """The same with names; an adapter's is its layer's, with lora_A (down to the rank) or lora_B as peft has it."""
+    adapters = adapters_of(model)
+    if adapters is None:
+        return [*model.named_parameters()]
+    sides = (("lora_A", adapters.down), ("lora_B", adapters.up))
+    return [(f"{layer}.{side}", p) for side, all_of in sides for layer, p in zip(adapters.names, all_of, strict=True)]
+
+
 def summed_weights(model: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Named weights with the model's adapters added, if it has any. Names may be a trunk's, without the model's own
     prefix."""

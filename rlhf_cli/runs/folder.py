@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from rlhf_cli import __version__
 from rlhf_cli.config.errors import RunFailed, UserError
 from rlhf_cli.config.schema import Config, RewardTrainConfig
 from rlhf_cli.runs.checkpoint import all_of, disk_full, newest, step_of
@@ -45,7 +46,7 @@ def machine() -> dict[str, str]:
     """Versions and hardware, for the report."""
     import torch
 
-    versions = {name: version(name) for name in ("rlhf", "torch", "transformers")}
+    versions = {"rlhf": __version__} | {name: version(name) for name in ("torch", "transformers")}
     gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     system = f"{platform.system()} {platform.machine()}"
     about = {"python": platform.python_version(), **versions, "system": system, "cores": str(os.cpu_count()), **gpu}

@@ -15,6 +15,7 @@ from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes
 from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.engine.lora import learned
 from rlhf_cli.tracking.jsonl import as_line
 from rlhf_cli.training.policy import models
 
@@ -84,5 +85,8 @@ def dump(fault: NonFinite, experiment: Experiment, config: Config, step: int, fo
 
 
 def not_finite(model: Any) -> int | None:
-    """How many of a model's weights are NaN or infinite."""
-    return None if model is None else sum(int((~torch.isfinite(processes.local(p))).sum()) for p in model.parameters())
+    """How many of a model's weights, its adapters among them, are NaN or infinite."""
+    if model is None:
+        return None
+    parameters = {id(p): p for p in [*model.parameters(), *learned(model)]}
+    return sum(int((~torch.isfinite(processes.local(p))).sum()) for p in parameters.values())

@@ -11,7 +11,7 @@ from rlhf_cli.config.errors import RunFailed
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import NonFinite
-from rlhf_cli.engine.lora import learned
+from rlhf_cli.engine.lora import learned, learned_by_name
 from rlhf_cli.engine.memory import make_room, out_of_memory
 
 
@@ -72,7 +72,7 @@ class Optimizer:
         norm = distributed.gradient_norm(self.parameters)
         told = float(norm)  # the one wait for the device
         if not math.isfinite(told):
-            named = self.model.named_parameters()
+            named = zip(self.names(), self.parameters, strict=True)
             bad = [name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()]
             raise NonFinite("the gradient is", parameters=bad)
         distributed.clip_gradients(self.parameters, self.max_grad_norm, norm)
@@ -82,6 +82,11 @@ class Optimizer:
         forget_casts()
         self.zero_grad()
         return told
+
+    def names(self) -> list[str]:
+        """Of the parameters that learn: weights or adapters of the model, and what learns with it."""
+        known = {id(p): name for name, p in learned_by_name(self.model)}
+        return [known.get(id(p), "value head") for p in self.parameters]
 
     def _update(self) -> None:
         """AdamW's own step. The first one makes room for two numbers a weight; where there is none, what can be made
