@@ -22,7 +22,7 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
         if word in TAKES_VALUE:
             flags += [word, *([value] if (value := next(wanted, None)) is not None else [])]
         elif _is_key(command, word):
-            keys.append(word)
+            keys.append(_rules_quoted(word))
         elif re.match(r"--?[A-Za-z]", word) and not re.search(r"\s", word):
             flags.append(word)
         elif command in TEXTS or command in FOLDERS:
@@ -52,6 +52,16 @@ def one_by_one(typed: str) -> list[str]:
     if "none" in names and len(names) > 1:
         raise UserError(f"{typed}: none is no judge beside others; leave it away, or type gold=none")
     return [f"gold={names[0]}", *(f"+gold@gold.others.{name.rpartition('/')[2]}={name}" for name in names[1:])]
+
+
+def _rules_quoted(word: str) -> str:
+    """stop.when=val/kl > 20, as one types it; Hydra's grammar takes < and > only in quotes."""
+    key, _, value = word.partition("=")
+    if key.lstrip("+") != "stop.when" or not re.search(r"[<>]", value) or re.search(r"['\"]", value):
+        return word
+    several = value.strip().startswith("[") and value.strip().endswith("]")
+    rules = value.strip()[1:-1].split(",") if several else [value]
+    return f"{key}=[{','.join(quoted(rule.strip()) for rule in rules)}]"
 
 
 def _is_key(command: str, word: str) -> bool:

@@ -11,8 +11,9 @@ from rlhf_cli.config.hacking_schema import Hacking
 from rlhf_cli.config.lora_schema import Lora
 from rlhf_cli.config.reward_schema import Gold, Model, Reward
 from rlhf_cli.config.section import Before, Count, CountOrZero, Section, Seed
+from rlhf_cli.config.stop_schema import Stop, check_metrics
 from rlhf_cli.config.tracking_schema import Named, Tracking
-from rlhf_cli.config.val_schema import Val
+from rlhf_cli.config.val_schema import Val, metric_names
 
 
 class Actor(Model):
@@ -110,13 +111,6 @@ class Penalty(Section):
         return self
 
 
-class Stop(Section):
-    on_hacking: bool | Literal["warn", "raise_beta", "rollback", "stop"]
-    raise_by: Annotated[float, Before(2.0)] = Field(2.0, gt=1)
-    times: Annotated[int, Before(3)] = Field(3, ge=1)
-    hacking_index: float = Field(gt=0, le=1)
-
-
 class Checkpoint(Section):
     every: int = CountOrZero
     keep_last: int | None = Field(ge=1)
@@ -197,6 +191,7 @@ class Config(Named):
                 f"rollout.batch_size={batch} is not a multiple of algo.minibatches={algo.minibatches} "
                 f"(try rollout.batch_size={-(-batch // algo.minibatches) * algo.minibatches})"
             )
+        check_metrics(self.stop.rules, metric_names(self.val.metrics))
         if self.val.prompts > self.data.test:
             raise ValueError(
                 f"val.prompts={self.val.prompts} but data.test={self.data.test}: lower one or raise the other"

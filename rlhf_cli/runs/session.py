@@ -22,6 +22,7 @@ from rlhf_cli.runs.hacking_answers import Answers
 from rlhf_cli.runs.hacking_watch import HackingWatch
 from rlhf_cli.runs.nonfinite import report_nonfinite
 from rlhf_cli.runs.status import write_status
+from rlhf_cli.runs.stop_rules import StopRules
 from rlhf_cli.runs.warnings import Warnings
 from rlhf_cli.tracking.trackers import Trackers, make_trackers
 from rlhf_cli.training.clock import clock
@@ -45,6 +46,7 @@ class Session:
     alerted: bool
     """Whether the hacking was already reported."""
     answers: Answers
+    rules: StopRules
     back: Path | None = None
     """The checkpoint that the run is to go back to."""
 
@@ -58,6 +60,7 @@ class Session:
             judged, rows = self.validate(step)
             metrics |= judged | (self.watch.look(step, judged, rows) if rows else {})
             self.trackers.samples(step, rows)
+            distributed.first(lambda: self.rules.look(step, metrics))
         self.trackers.log(step, metrics)
         self.tell("running", step)
         if self.watch.onset is not None and not self.alerted:
@@ -145,10 +148,10 @@ class Session:
             self.best.name(saved)
             prune(self.folder, keep_last=wanted.keep_last, keep_every=wanted.keep_every, best=self.best.step)
 
-    def tell(self, state: str, step: int) -> None:
-        """Write status.json."""
+    def tell(self, state: str, step: int, reason: str | None = None) -> None:
+        """Write status.json; `reason`: why the run is done before its last step."""
         if distributed.is_first():
-            write_status(self.folder, state, step=step, steps=self.config.steps)
+            write_status(self.folder, state, step=step, steps=self.config.steps, reason=reason)
 
 
 def open_session(config: Config, folder: Path, checkpoint: Path | None, group: str | None) -> Session:
@@ -207,6 +210,7 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         origin=origin,
         alerted=watch.onset is not None,
         answers=answers,
+        rules=distributed.first(lambda: StopRules.of(folder, config.stop.rules, config.stop.patience)),
     )
 
 

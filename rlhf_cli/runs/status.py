@@ -45,8 +45,11 @@ def write_atomic(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def write_status(folder: Path, state: str, *, step: int, steps: int, error: str | None = None) -> None:
-    """state: running | done | failed | interrupted. `seconds`: how long the run has run, pauses left out."""
+def write_status(
+    folder: Path, state: str, *, step: int, steps: int, error: str | None = None, reason: str | None = None
+) -> None:
+    """state: running | done | failed | interrupted. `seconds`: how long the run has run, pauses left out;
+    `reason`: why it is done before its last step."""
     before, now = read_status(folder), time.time()
     seconds = before.get("seconds", 0.0)
     if before.get("state") == "running" and before.get("pid") == os.getpid():
@@ -61,6 +64,8 @@ def write_status(folder: Path, state: str, *, step: int, steps: int, error: str 
         "heartbeat": now,
         "seconds": seconds,
     }
+    if reason is not None:
+        status["reason"] = reason
     text = json.dumps(status, indent=1) + "\n"
     try:
         write_atomic(folder / "status.json", text)

@@ -59,7 +59,8 @@ def conclude(session: Session, *, alone: bool) -> None:
 def run(session: Session, stop: StopRequest) -> dict[str, float]:
     """Take every step that is left; returns the last one's metrics. Raises Interrupted after a checkpoint."""
     steps, metrics, step = session.config.steps, {}, session.steps.start - 1
-    for step in session.steps:
+    reason = distributed.first(lambda: session.rules.reason)
+    for step in session.steps if reason is None else ():
         metrics = session.take(step)
         stop.signal = distributed.any_of(stop.signal)
         if session.back is not None:
@@ -67,15 +68,21 @@ def run(session: Session, stop: StopRequest) -> dict[str, float]:
         if session.hacked:
             session.trackers.message(f"stopped by stop.on_hacking at step {step}; {newest_words(session.folder)}")
             break
-        due = session.due(step, metrics)
-        if step == steps or stop.signal or due:
+        due, reason = session.due(step, metrics), distributed.first(lambda: session.rules.reason)
+        if step == steps or stop.signal or due or reason:
             session.save(step)
+        if reason:
+            break
         if stop.signal and step < steps:
             session.tell("interrupted", step)
             go_on = f"rlhf train resume={shell(session.folder)}"
             session.trackers.message(f"stopped by {stop.signal} at step {step}; go on: {go_on}")
             raise Interrupted(stop.signal)
-    session.tell("done", step)
+    reason = reason if step < steps else None
+    if reason:
+        go_on = f"rlhf train resume={shell(session.folder)} stop.when=[]"
+        session.trackers.message(f"stopped by stop.when at step {step}: {reason}; go on: {go_on}")
+    session.tell("done", step, reason)
     return metrics
 
 
