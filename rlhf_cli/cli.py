@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "one page of what runs show: rlhf report <folder> …",
     "runs": "list the runs under outputs/: state, score, KL, hacking index, age",
     "configs": "the configs that ship: list, show, copy them into a folder of yours",
+    "completion": "tab completion for your shell: rlhf completion install",
     "models": "list the models; build the miniatures and say how good they are",
     "doctor": "is this machine ready? what to fix",
 }
@@ -81,6 +82,10 @@ def dispatch(argv: list[str]) -> int:
             from rlhf_cli.commands.configs import main as configs
 
             return _answered(lambda: configs(rest))
+        case ["completion", *rest]:
+            from rlhf_cli.commands.completion import main as completion
+
+            return _answered(lambda: completion(rest, dispatch))
         case [command, *rest] if command in COMMANDS:
             return run(command, rest)
         case [command, *_]:

@@ -252,7 +252,7 @@ def test_a_reader_that_goes_away_stops_nothing() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "configs"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("configs", "completion")])
 def test_the_help_of_a_command_explains_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """With the words of the option that was asked for."""
     if command == "sweep":
