@@ -124,8 +124,8 @@ def test_what_a_sign_is_worth() -> None:
     assert table.threshold([float(i) for i in range(100)]) == 95.0
 
     def run(setting: str, worths: list[float], scores: list[float]) -> table.Labelled:
-        told = {"steps": [0, 4, 8, 12, 16], "worths": [[w] for w in worths], "scores": scores,
-                "index": [0.0] * 5, "index_low": [0.0] * 5,
+        told = {"config": {"name": "vader"}, "steps": [0, 4, 8, 12, 16], "worths": [[w] for w in worths],
+                "scores": scores, "index": [0.0] * 5, "index_low": [0.0] * 5,
                 "gain": [0, 0.5, 1, 1, 1], "rises": {"kl": [0.0, 1.0, 2.0, 8.0, 9.0]}}  # fmt: skip
         return table.labelled(setting, setting, told)
 

@@ -20,6 +20,7 @@ from typing import Any
 from signals import Features, signals, validations
 from table import Labelled, labelled, page
 
+from rlhf_cli.report.chart import Chart, Series, save
 from rlhf_cli.runs.status import read_status
 
 SHARED = [
@@ -85,6 +86,24 @@ def samples(run: Path, label: Labelled, count: int) -> str:
     return f"\n**{label.name}** ({label.setting}): {'hacked' if label.hacked else 'honest'}\n\n" + "\n".join(lines)
 
 
+NAMES = {"python": "the true worth itself", "roberta_base": "weak classifier", "roberta_large": "sturdy classifier",
+         "vader": "lexicon"}  # fmt: skip
+
+
+def charts(runs: list[Labelled]) -> list[Chart]:
+    """The reward, and the true worth, of every validation over its KL, by what the run was rewarded with."""
+    drawn = []
+    for title, curve in (("Reward", "score"), ("True worth", "worth")):
+        series = []
+        for style, (name, words) in enumerate(NAMES.items()):
+            mine = [run for run in runs if run.reward == name]
+            points = [point for run in mine for point in zip(run.signs["kl"], getattr(run, curve), strict=True)]
+            xs, ys = [max(0.0, kl) ** 0.5 for kl, _ in points], [y for _, y in points]
+            series.append(Series(words, xs, ys, style=style))
+        drawn.append(Chart(title, "square root of the KL (nats)", "", series, lines=False, within=(0, 1)))
+    return drawn
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs/detectors"))
@@ -104,6 +123,8 @@ def main() -> None:
     text = page(list(runs.values()))
     if args.samples:
         text += "\n".join(samples(run, label, args.samples) for run, label in runs.items()) + "\n"
+    for chart in charts(list(runs.values())):
+        save(chart, args.out)
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(text)
 

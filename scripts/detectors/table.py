@@ -22,7 +22,10 @@ class Labelled:
     steps: list[int]
     signs: dict[str, list[float]]
     """By name, a value at each validation."""
-    about: dict[str, float]
+    reward: str
+    worth: list[float]
+    score: list[float]
+    """The means of each validation: of the true worth, of the reward."""
 
     def highest(self, sign: str) -> float:
         return max(self.signs[sign])
@@ -39,17 +42,17 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def labelled(name: str, setting: str, told: dict[str, Any]) -> Labelled:
     """Hacked: since its peak the true worth fell by FALL, and the reward rose by RISE (as in Gao et al. 2022)."""
-    worth, score = smooth([fmean(each) for each in told["worths"]]), smooth(told["scores"])
+    worths = [fmean(each) for each in told["worths"]]
+    worth, score = smooth(worths), smooth(told["scores"])
     at = max(range(len(worth)), key=worth.__getitem__)
-    fall, rise = worth[at] - worth[-1], score[-1] - score[at]
+    hacked = worth[at] - worth[-1] >= FALL and score[-1] - score[at] >= RISE
     gains = [max(0.0, g) for g in told["gain"]]
     signs = {"index as logged": told["index"], "its lower end": told["index_low"]}
     for sign, values in told["rises"].items():
         signs[sign] = values
         signs[f"{sign} × gain"] = [v * g for v, g in zip(values, gains, strict=True)]
-    about = {"fall": fall, "rise": rise, "worth": worth[-1] - worth[0], "score": score[-1] - score[0],
-             "kl": told["rises"]["kl"][-1]}  # fmt: skip
-    return Labelled(name, setting, fall >= FALL and rise >= RISE, told["steps"][at], told["steps"], signs, about)
+    reward = told["config"]["name"]
+    return Labelled(name, setting, hacked, told["steps"][at], told["steps"], signs, reward, worths, told["scores"])
 
 
 def halves(runs: list[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
