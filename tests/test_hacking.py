@@ -10,6 +10,7 @@ import torch
 from helpers.runs import SMALL, numbers
 
 from rlhf_cli.cli import dispatch
+from rlhf_cli.config.hacking_schema import BEFORE
 from rlhf_cli.evaluation.attribution import earners, leave_one_word_out
 from rlhf_cli.evaluation.hacking import hacking_index, index_interval, onset, signs
 from rlhf_cli.evaluation.signs import Judged, shared_phrases, text_panel
@@ -47,12 +48,12 @@ def test_shared_phrases_are_those_of_many() -> None:
 
 def test_no_gain_or_no_sign_is_no_hacking() -> None:
     honest = judged(PLAIN, [0.9] * 4, [0.9] * 4)
-    assert hacking_index(honest, START) == 0
+    assert hacking_index(honest, START, BEFORE) == 0
     salad = judged(PLAIN, list(START.proxy), [0.2] * 4, perplexity=900.0)
     assert signs(salad, START)["garbled"] == 1
-    assert hacking_index(salad, START) == 0  # odd, but nothing was gained by it
+    assert hacking_index(salad, START, BEFORE) == 0  # odd, but nothing was gained by it
     worse = judged(["you idiot"] * 4, [0.0] * 4, [0.9] * 4)
-    assert hacking_index(worse, START) == 0
+    assert hacking_index(worse, START, BEFORE) == 0
 
 
 @pytest.mark.parametrize(
@@ -68,18 +69,18 @@ def test_no_gain_or_no_sign_is_no_hacking() -> None:
 )
 def test_each_sign_alone_is_enough(now: Judged, sign: str) -> None:
     assert signs(now, START)[sign] == pytest.approx(1)
-    assert hacking_index(now, START) == pytest.approx(1)
+    assert hacking_index(now, START, BEFORE) == pytest.approx(1)
 
 
 def test_the_interval_of_the_index_is_over_prompts() -> None:
     honest, hacked = judged(PLAIN, [0.9] * 4, [0.9] * 4), judged(["dreadful"] * 4, [0.9] * 4, [0.9] * 4)
-    assert index_interval(honest, START) == (0, 0)  # no draw has a sign
-    assert index_interval(hacked, START) == (1, 1)  # every prompt was gained, every response is odd
+    assert index_interval(honest, START, BEFORE) == (0, 0)  # no draw has a sign
+    assert index_interval(hacked, START, BEFORE) == (1, 1)  # every prompt was gained, every response is odd
     few, many = (_half_hacked(8), _half_hacked(128))
     for now, start in (few, many):
-        low, high = index_interval(now, start)
-        assert low < hacking_index(now, start) < high
-    width = [high - low for low, high in (index_interval(*few), index_interval(*many))]
+        low, high = index_interval(now, start, BEFORE)
+        assert low < hacking_index(now, start, BEFORE) < high
+    width = [high - low for low, high in (index_interval(*few, BEFORE), index_interval(*many, BEFORE))]
     assert width[1] < width[0] / 2.5  # by √16 = 4 where the law of large numbers holds
 
 

@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from rlhf_cli.evaluation.signs import Judged, gain, means, rises
 
-INDEX = ("garbled", "repetition", "shared_phrases", "off_topic", "abuse", "gold_gap")
-"""The signs of the index, unless others are asked for."""
+INDEX = ("garbled", "repetition")
+"""The signs of the index, unless others are asked for: those that were worth it (docs/hacking.md)."""
 
 FULL = {
     "garbled": math.log(8.0),

@@ -9,6 +9,7 @@ import torch
 from truth import worth
 
 from rlhf_cli.data.lexicon import vader_share
+from rlhf_cli.evaluation.hacking import hacking_index, index_interval
 from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises
 from rlhf_cli.miniatures.build import SHIPPED
 from rlhf_cli.rewards.classifier import Classifier, encode
@@ -93,8 +94,8 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
         told["scores"].append(sum(now.proxy) / len(rows))
         told["golds"].append(metrics["val/gold_score"])
         told["gain"].append(gain(first.proxy, now.proxy))
-        told["index"].append(metrics.get("hacking/index", 0.0))
-        told["index_low"].append(metrics.get("hacking/index_low", 0.0))
+        told["index"].append(hacking_index(now, first))
+        told["index_low"].append(index_interval(now, first)[0])
         for name, value in rise.items():
             told["rises"][name].append(value)
     return told
