@@ -125,8 +125,8 @@ def test_what_a_sign_is_worth() -> None:
 
     def run(setting: str, worths: list[float], scores: list[float]) -> table.Labelled:
         told = {"config": {"name": "vader"}, "steps": [0, 4, 8, 12, 16], "worths": [[w] for w in worths],
-                "scores": scores, "index": [0.0] * 5, "index_low": [0.0] * 5,
-                "gain": [0, 0.5, 1, 1, 1], "rises": {sign: [0.0, 1.0, 2.0, 8.0, 9.0] for sign in table.ALONE}}  # fmt: skip
+                "scores": scores, "index": [0.0] * 5, "index_low": [0.0] * 5, "gain": [0, 0.5, 1, 1, 1],
+                "rises": {sign: [0.0, 1.0, 2.0, 8.0, 9.0] for sign in table.ALONE}}  # fmt: skip
         return table.labelled(setting, setting, told)
 
     hacked = run("a", [0.5, 0.7, 0.7, 0.3, 0.1], [0.5, 0.6, 0.7, 0.9, 1.0])
