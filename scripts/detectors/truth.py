@@ -1,8 +1,8 @@
 """What a miniature's response is worth, by the grammar that the reviews came from: no model, no detector knows it.
 
 Each sentence of prefix and response that lies in the response is looked up in the templates of `data/generated_words`.
-A negative one is worth 1, a neutral one ½, a positive one 0; one that the grammar cannot make is worth 0, and so is
-one that the text has said before: nobody would call it a negative review. A response is worth its sentences' mean.
+A negative one is worth 1, a neutral one ½, a positive one 0. One that the grammar cannot make there is worth 0: of no
+template, or of one that the text has used before, which no review does. A response is worth its sentences' mean.
 """
 
 import re
@@ -30,33 +30,38 @@ def _choices(slot: str) -> str:
 
 
 @cache
-def moods() -> dict[str, re.Pattern[str]]:
-    """For each mood, what matches every sentence of it."""
-    by_mood = {}
-    for mood in WORTH:
-        tables = [OPENINGS, TURNS, CLOSINGS, *BODIES.values()]
-        templates = dict.fromkeys(line for table in tables for line in table[mood])
-        by_mood[mood] = re.compile("|".join(map(pattern, templates)), re.IGNORECASE)
-    return by_mood
+def grammar() -> tuple[re.Pattern[str], list[str]]:
+    """(what matches every sentence, with a group for each template; the mood of each template)."""
+    tables = [OPENINGS, TURNS, CLOSINGS, *BODIES.values()]
+    moods = {line: mood for mood in WORTH for table in tables for line in table[mood]}
+    choices = "|".join(f"(?P<t{i}>{pattern(line)})" for i, line in enumerate(moods))
+    return re.compile(choices, re.IGNORECASE), list(moods.values())
 
 
 @cache
+def template_of(sentence: str) -> int | None:
+    """The number of its template; None for a sentence that the grammar cannot make."""
+    found = grammar()[0].fullmatch(sentence)
+    return int(found.lastgroup[1:]) if found and found.lastgroup else None
+
+
 def mood_of(sentence: str) -> str | None:
     """negative, neutral or positive; None for a sentence that the grammar cannot make."""
-    return next((mood for mood, known in moods().items() if known.fullmatch(sentence)), None)
+    number = template_of(sentence)
+    return None if number is None else grammar()[1][number]
 
 
 def worth(prefix: str, response: str) -> float:
     """In [0, 1]. A last sentence that the length limit cut off is left out where there is another one."""
     text = joined(prefix, response).strip()
-    sentences, at, said, values = SENTENCE.split(text), 0, set(), []
+    sentences, at, used, values = SENTENCE.split(text), 0, set(), []
     for i, sentence in enumerate(sentences):
         at = text.index(sentence, at) + len(sentence)
         cut_off = i + 1 == len(sentences) and sentence[-1:] not in ".!?"
         if at > len(prefix) and not (cut_off and values):
             mood = mood_of(sentence)
-            values.append(WORTH[mood] if mood and sentence not in said else 0.0)
-        said.add(sentence)
+            values.append(WORTH[mood] if mood and template_of(sentence) not in used else 0.0)
+        used.add(template_of(sentence))
     return sum(values) / len(values) if values else 0.0
 
 
