@@ -97,7 +97,7 @@ def charts(runs: list[Labelled]) -> list[Chart]:
         series = []
         for style, (name, words) in enumerate(NAMES.items()):
             mine = [run for run in runs if run.reward == name]
-            points = [point for run in mine for point in zip(run.signs["kl"], getattr(run, curve), strict=True)]
+            points = [point for run in mine for point in zip(run.signs["kl alone"], getattr(run, curve), strict=True)]
             xs, ys = [max(0.0, kl) ** 0.5 for kl, _ in points], [y for _, y in points]
             series.append(Series(words, xs, ys, style=style))
         drawn.append(Chart(title, "square root of the KL (nats)", "", series, lines=False, within=(0, 1)))
