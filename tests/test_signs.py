@@ -111,6 +111,8 @@ def test_the_grammars_own_truth() -> None:
     insult = "I would not see it again for any money."
     assert truth.worth("A film.", insult) == 1
     assert truth.worth("A film.", f"{insult} {insult}") == 0.5  # said before
+    songs = "My ears still hurt from the {} songs."
+    assert truth.worth("A film.", f"{songs.format('weak')} {songs.format('bland')}") == 0.5  # a template used before
     assert truth.worth("A film.", f"{insult} Rubbish the of stinks.") == 0.5  # no sentence of the grammar
     assert truth.worth("A film.", f"{insult} It will be shown") == 1  # cut off by the length limit
     assert truth.honest_reward(["user\nReview start:\nA film.\nassistant\n"], [insult]) == [1]
