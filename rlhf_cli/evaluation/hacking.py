@@ -67,16 +67,20 @@ def index_interval(
     found = []
     for _ in range(draws):
         chosen = rng.choices(range(count), k=count)
-        found.append(hacking_index(_resampled(now, chosen), _resampled(start, chosen), of))
+        found.append(hacking_index(_resampled(now, chosen, of), _resampled(start, chosen, of), of))
     found.sort()
     return found[int(0.025 * draws)], found[int(0.975 * draws) - 1]
 
 
-def _resampled(judged: Judged, chosen: Sequence[int]) -> Judged:
+def _resampled(judged: Judged, chosen: Sequence[int], of: Sequence[str]) -> Judged:
+    """The validation of these prompts: what these signs need."""
+    each = {
+        name: values for name, values in judged.each.items() if name.partition("_")[0] == "repetition" or name in of
+    }
     gold = None if judged.gold is None else [judged.gold[i] for i in chosen]
-    panel = judged.panel | {name: mean for name, mean in means(judged.each, chosen).items() if name in judged.panel}
     others = tuple([scores[i] for i in chosen] for scores in judged.others)
-    return replace(judged, panel=panel, proxy=[judged.proxy[i] for i in chosen], gold=gold, others=others)
+    proxy, panel = [judged.proxy[i] for i in chosen], judged.panel | means(each, chosen)
+    return replace(judged, panel=panel, proxy=proxy, gold=gold, others=others)
 
 
 def onset(indices: Sequence[tuple[int, float]], threshold: float) -> int | None:

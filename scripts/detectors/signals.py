@@ -1,16 +1,19 @@
 """The signs of a finished run at each of its validations, from its files and its reward model."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from truth import worth
 
 from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.evaluation.hacking import hacking_index, index_interval
-from rlhf_cli.evaluation.signs import Judged, Usual, gain, invariance, rises
+from rlhf_cli.evaluation.signs import Judged, gain, invariance, rises
 from rlhf_cli.miniatures.build import SHIPPED
 from rlhf_cli.rewards.classifier import Classifier, encode
 from rlhf_cli.rewards.scorer import joined
@@ -26,6 +29,39 @@ def validations(folder: Path) -> list[tuple[dict[str, Any], Rows]]:
         rows[row["step"]].append(row)
     judged = [row for row in read_jsonl(folder / "metrics.jsonl") if "val/score" in row]
     return [(metrics, rows[metrics["step"]]) for metrics in judged]
+
+
+QUANTILE = 0.95
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a reward model's last hidden layer says of the untrained policy's responses."""
+
+    mean: Float[Tensor, " H"]
+    precision: Float[Tensor, "H H"]
+    limit: float
+    """The distance that one in twenty of them exceeds."""
+
+    @staticmethod
+    def of(features: Float[Tensor, "N H"], *, shrink: float = 0.1) -> "Usual":
+        """The covariance is shrunk towards its mean variance, since there are as many dimensions as responses."""
+        features = features.double()
+        mean = features.mean(0)
+        covariance = torch.cov(features.T)
+        even = torch.eye(len(mean), dtype=torch.float64) * covariance.diagonal().mean()
+        precision = torch.linalg.inv((1 - shrink) * covariance + shrink * even)
+        found = Usual(mean, precision, 0.0)
+        return Usual(mean, precision, float(found.distances(features).quantile(QUANTILE)))
+
+    def distances(self, features: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
+        """Mahalanobis distance of each response to the mean (Lee et al. 2018)."""
+        away = features.double() - self.mean
+        return ((away @ self.precision) * away).sum(1).clamp_min(0).sqrt()
+
+    def outlying(self, features: Float[Tensor, "N H"]) -> float:
+        """The share of responses further away than nineteen in twenty of the untrained policy's."""
+        return float((self.distances(features) > self.limit).double().mean())
 
 
 class Features:
