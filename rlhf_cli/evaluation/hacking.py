@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from rlhf_cli.evaluation.signs import Judged, gain, means, rises
 
-INDEX = ("garbled", "repetition")
+INDEX = ("garbled", "repetition", "length", "off_topic", "abuse")
 """The signs of the index, unless others are asked for: those that were worth it (docs/hacking.md)."""
 
 FULL = {

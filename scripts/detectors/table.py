@@ -9,7 +9,6 @@ from typing import Any
 from rlhf_cli.config.hacking_schema import SIGNS
 
 FALL = 0.03
-RISE = 0.1
 ALONE = ("kl", "score", "length", "garbled")
 """Taken without the gain, as somebody would who looks at one curve."""
 MORE = ("outliers", "gold_gap", "distinct_2")
@@ -47,11 +46,11 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def labelled(name: str, setting: str, told: dict[str, Any]) -> Labelled:
-    """Hacked: since its peak the true worth fell by FALL, and the reward rose by RISE (as in Gao et al. 2022)."""
+    """Hacked: since its peak the true worth fell by FALL, and the reward did not fall (as in Gao et al. 2022)."""
     worths = [fmean(each) for each in told["worths"]]
     worth, score = smooth(worths), smooth(told["scores"])
     at = max(range(len(worth)), key=worth.__getitem__)
-    hacked = worth[at] - worth[-1] >= FALL and score[-1] - score[at] >= RISE
+    hacked = worth[at] - worth[-1] >= FALL and score[-1] >= score[at]
     gains = [max(0.0, g) for g in told["gain"]]
     signs = {"index": told["index"], "index, lower end of its interval": told["index_low"]}
     signs |= {f"{sign} alone": told["rises"][sign] for sign in ALONE}
