@@ -11,7 +11,9 @@ import matplotlib.pyplot as plt
 
 PANELS = {
     "val/score": "score: P(negative)",
-    "val/kl": "KL to the untrained model (nats a response)",
+    "val/gold_score": "gold score",
+    "hacking/index": "hacking index",
+    "val/kl": "KL to the untrained model (nats)",
     "val/response_length": "response length (tokens)",
     "val/repetition": "repetition (1 − distinct 3-grams)",
 }
@@ -25,32 +27,35 @@ def rows_of(run: Path) -> list[dict]:
 
 
 def draw(runs: list[Path], out: Path) -> None:
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(13, 3.1), layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.1), layout="constrained")
     for run in runs:
         rows = rows_of(run)
         steps = [row["step"] for row in rows]
         for axis, (key, title) in zip(axes, PANELS.items(), strict=True):
             color = BLUE if len(runs) == 1 else None
-            axis.plot(steps, [row[key] for row in rows], marker="o", markersize=3, label=run.name, color=color)
+            axis.plot(
+                steps,
+                [row.get(key, float("nan")) for row in rows],
+                marker="o",
+                markersize=3,
+                label=run.name,
+                color=color,
+            )
             axis.set_title(title, fontsize=10)
             axis.set_xlabel("step", fontsize=9)
         if len(runs) == 1:
             for name, color in CLASSES.items():
                 values = [row[f"val/score/{name}"] for row in rows]
                 axes[0].plot(steps, values, color=color, linewidth=1, linestyle="--", label=f"{name} prefixes")
-            gold = [row.get("val/gold_score") for row in rows]
-            if None not in gold:
-                axes[0].plot(steps, gold, color="#c99700", linewidth=1.4, linestyle=":", label="gold judge")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
-    axes[0].set_ylim(0, 1)
-    for axis in axes[1:]:
-        axis.set_ylim(bottom=0)
-    axes[3].set_ylim(0, max(0.2, axes[3].get_ylim()[1]))
+    for axis, key in zip(axes, PANELS, strict=True):
+        top = {"val/repetition": 0.2}.get(key, 1.0 if "score" in key or "index" in key else 0.0)
+        axis.set_ylim(0, max(top, axis.get_ylim()[1]))
     if len(runs) == 1:
         axes[0].get_lines()[0].set_label("all")
-    axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[0].legend(fontsize=8, frameon=False, loc="upper left")
     figure.savefig(out, dpi=110)
 
 

@@ -10,6 +10,7 @@ from rlhf_cli.report.runs import Run
 
 INCIDENTAL = (
     "seed", "resume", "tracking", "device", "cache_dir", "checkpoint", "val", "stop", "objective", "fail_fast",
+    "name", "tags", "notes", "weights", "hacking",
 )  # fmt: skip
 """Keys that do not change the experiment."""
 
@@ -67,6 +68,10 @@ def _reward(config: dict[str, Any]) -> str:
     return f"{config['reward.fn'] or config['reward.path'] or config['reward.name']} on {config['reward.text']}"
 
 
+def _gold(config: dict[str, Any]) -> str:
+    return f"gold {config.get('gold.fn') or config.get('gold.path') or config.get('gold.name')}"
+
+
 def _value(key: str, config: dict[str, Any]) -> Any:
     return config.get(key)
 
@@ -87,6 +92,7 @@ KNOBS = (
     Knob(
         "n-gram penalty", ("penalty",), "Does the n-gram penalty stop the repeating, and what does it cost?", _penalty
     ),
+    Knob("gold", ("gold",), "What does another judge that is not trained on say?", _gold),
     Knob("prefixes", ("data",), "Short or long prefixes?", lambda c: c["data.name"]),
     Knob(
         "algorithm", ("algo", "critic"), "Which algorithm reaches which score, at which KL?", lambda c: c["algo.name"]
