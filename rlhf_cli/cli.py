@@ -122,7 +122,6 @@ def run(command: str, argv: list[str]) -> int:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     from rlhf_cli.config import typed
-    from rlhf_cli.config.compose import plan
     from rlhf_cli.config.folders import claimed
     from rlhf_cli.config.own_folder import first
 
@@ -144,7 +143,7 @@ def run(command: str, argv: list[str]) -> int:
             return _help(command, argv)
         if not runs:
             return _hydra(command, argv)
-        planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+        planned = _planned(command, args)
         _check_places(planned, args)
     except UserError as error:
         return _refuse(str(error))
@@ -185,6 +184,19 @@ def _check_places(planned: Any, args: Any) -> None:
         check_writable(place, key)
 
 
+def _planned(command: str, args: Any) -> Any:
+    """The plan of a parsed command line, refused where what was typed or names a function is no good."""
+    from rlhf_cli.config.compose import CONF, plan
+    from rlhf_cli.config.refused import check_flags, check_functions, check_typed
+
+    check_flags(args.config_path, args.config_name)
+    check_typed(args.overrides, CONF)
+    planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+    if command == "train":
+        check_functions(planned.jobs, planned.launcher)
+    return planned
+
+
 def _usage(fault: str) -> NoReturn:
     raise UserError(f"{fault}. Keys are typed without dashes, with an equals sign: steps=10, algo.beta=0.1")
 
@@ -204,6 +216,8 @@ def sweep(argv: list[str]) -> int:
             print(SWEEP_HELP if {"--help", "-h"}.intersection(argv) else "", end="")
             return run("train", argv)
         return run("train", ["--multirun", *argv])
+    if not places[-1].strip("'\" "):
+        return _refuse("resume= names no folder: give the sweep's, or leave resume= out")
     from rlhf_cli.sweeps.sweep import resume
 
     typed = [word for word in argv if not word.startswith("resume=")]

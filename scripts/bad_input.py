@@ -129,6 +129,10 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("a row that is not UTF-8", source("d.csv", b"text,label\ncaf\xe9,1\n"), "not UTF-8")
     yield Case("a row that is not JSON", source("e.jsonl", b'{"text": "x"\n'), "not JSON")
     yield Case("an unknown label", source("f.jsonl", b'{"text": "x", "label": 7}\n'), "label 7")
+    rows = "".join(f'"film {n}",{n % 2}\n' for n in range(40)).replace('"film 7"', '"film 7')
+    yield Case("a stray quote in a CSV", source("q.csv", f"text,label\n{rows}".encode()), "from line 9 on")
+    chinese = "".join(json.dumps({"text": "这部电影真的非常好看我很喜欢" * 3}) + "\n" for _ in range(40))
+    yield Case("text without spaces", source("zh.jsonl", chinese.encode()), "data.unit=character")
     yield Case("a torn gzip", source("g.jsonl.gz", b"\x1f\x8b\x08"), "cannot be read")
     yield Case("a parquet file that is none", source("h.parquet", b"PAR1"), "cannot be read")
     yield Case(
@@ -178,10 +182,38 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("a contradiction", train("critic=none"), "needs a critic")
     yield Case("not a number", train("algo.beta=nan"), "algo.beta")
     yield Case("a CUDA device where there is none", train("device=cuda:99"), "device=")
+    yield Case("a group that is null", train("critic=null"), "type critic=none")
+    yield Case("a group without an option", train("reward="), "leave reward= out")
+    yield Case("two options of one group", train("reward=[vader,form]"), "reward=mix")
+    yield Case("resume of no folder", ["train", "resume="], "names no folder")
+    yield Case("a sweep's resume of no folder", ["sweep", "resume="], "names no folder")
+    yield Case("eval of no folder", ["eval", "checkpoint="], "names no folder")
+    yield Case("another config path", ["train", "--config-path", "/nowhere"], "--config-dir <folder>")
+    yield Case("another config name", ["train", "--config-name", "mine"], "--config-dir <folder>")
+    yield Case("dashes before a key", ["train", "--experiment=smoke"], "without dashes")
+    yield Case("spaces around the equals sign", ["train", "steps", "=", "3"], "as in steps=10")
+    yield Case("a number for a name", train("tracking.project=2024"), "in quotes: tracking.project=")
+    yield Case("an objective that is not there", train("objective=val/scoer"), "Did you mean objective=val/score?")
+    yield Case(
+        "a best that is not there", train("checkpoint.best=val/scoer"), "Did you mean checkpoint.best=val/score?"
+    )
+    yield Case("a reward.fn of other arguments", train("reward=python", "reward.fn=json:dumps"), "with 2 arguments")
+    yield Case("an algo.loss of other arguments", train("algo.loss=json:dumps"), "with 4 arguments")
+    yield Case("an algo.loss that is not there", train("algo.loss=nowhere:fn"), "No module named 'nowhere'")
+    yield Case("an experiment that is not there", train("experiment=smoek"), "Did you mean experiment=smoke?")
+    yield Case("one job twice", ["sweep", *SMALL, "seed=0,0", f"hydra.sweep.dir={home / 'twice'}"], "job 0 once more")
+    yield Case("a judge that is not there", train("reward=judge", *refused_connection()), "gave no score")
+    yield Case("chdir", train("hydra.job.chdir=true"), "stays in the folder")
+    yield Case("three runs to compare", ["compare", "a", "b", "c"], "takes two runs")
     yield Case("an unknown command", ["trian"], "Did you mean train?")
     yield Case(
         "half a sweep", ["train", "-m", *SMALL, "algo.beta=0.1,-1", f"hydra.sweep.dir={home / 's'}"], "algo.beta"
     )
+
+
+def refused_connection() -> list[str]:
+    """The keys of a judge at a port where nobody listens, asked once."""
+    return ["reward.endpoint.url=http://127.0.0.1:9/v1", "reward.endpoint.model=any", "reward.endpoint.retries=0"]
 
 
 def evil(folder: Path) -> None:

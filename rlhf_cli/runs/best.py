@@ -1,6 +1,7 @@
 """The checkpoint that is best by a metric of the validations."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ class Best:
         """Whether this validation is the best so far, and so to be saved. The untrained actor's does not count."""
         if self.metric is None or "val/nonfinite" in metrics:
             return False
-        if step == 0 and self.metric.startswith("val/") and self.metric not in metrics:
-            known = ", ".join(name for name in metrics if name.startswith("val/"))
-            raise UserError(f"checkpoint.best={self.metric}: a validation has no such metric; it has {known}")
+        if step == 0:
+            check_known("checkpoint.best", self.metric, metrics)
         value = metrics.get(self.metric)
         if step == 0 or value is None or (self.value is not None and self.sign * value <= self.sign * self.value):
             return False
@@ -45,3 +45,12 @@ class Best:
         """Write `checkpoints/best` if this checkpoint is the best."""
         if checkpoint.name == f"step_{self.step or 0:06d}" and self.step:
             write_atomic(checkpoint.parent / "best", checkpoint.name + "\n")
+
+
+def check_known(key: str, metric: str, metrics: dict[str, float]) -> None:
+    """Raise UserError where `key=metric` names one of a validation's that this, the first, does not have."""
+    known = [name for name in metrics if name.startswith("val/")]
+    if metric.startswith("val/") and known and metric not in known and "val/nonfinite" not in metrics:
+        near = get_close_matches(metric, known, n=1)
+        hint = f" Did you mean {key}={near[0]}?" if near else ""
+        raise UserError(f"{key}={metric}: a validation has no such metric.{hint} It has {', '.join(known)}")

@@ -14,7 +14,7 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import peak_mb
-from rlhf_cli.runs.best import Best
+from rlhf_cli.runs.best import Best, check_known
 from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint, step_of
 from rlhf_cli.runs.folder import check_record, first_line
 from rlhf_cli.runs.fork import called, forked
@@ -61,6 +61,8 @@ class Session:
             metrics |= judged | (self.watch.look(step, judged, rows) if rows else {})
             self.trackers.samples(step, rows)
             distributed.first(lambda: self.rules.look(step, metrics))
+            if step == 0:
+                check_known("objective", self.config.objective, judged)
         self.trackers.log(step, metrics)
         self.tell("running", step)
         if self.watch.onset is not None and not self.alerted:

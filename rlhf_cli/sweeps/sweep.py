@@ -30,6 +30,7 @@ from rlhf_cli.config.compose import (
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.older import as_before, made_before, written
 from rlhf_cli.config.own_folder import first, of_engine
+from rlhf_cli.config.refused import CLUSTERS
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
 from rlhf_cli.tracking.text import shell
@@ -47,6 +48,8 @@ class Job:
     in_process: bool
     threads: int | None
     """Of torch, where several jobs share the cores."""
+    numbers: tuple[int, ...]
+    """Of the jobs that are to run now, in their order."""
 
     def __call__(self, cfg: DictConfig) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -63,7 +66,8 @@ class Job:
         if cfg.fail_fast and any(_failed_since(self.began, other) for other in folder.parent.iterdir()):
             return None
         typed = [o for o in hydra.overrides.task if o != "resume=auto"]
-        print(f"job {folder.name}: {' '.join(typed)}", flush=True)
+        at = f"{self.numbers.index(int(folder.name)) + 1} of {len(self.numbers)}"
+        print(f"job {folder.name} ({at}): {' '.join(typed)}", flush=True)
         if self.threads and "OMP_NUM_THREADS" not in os.environ:
             import torch
 
@@ -320,7 +324,7 @@ def launch(plan: Plan, folder: Path, numbers: list[int]) -> None:
         at_once = concurrent(cfg.hydra.launcher, len(numbers))
         in_process = "basic" in cfg.hydra.launcher._target_
         threads = max(1, cores() // at_once) if not in_process and at_once else None
-        job = Job(plan.command, time.time(), in_process, threads)
+        job = Job(plan.command, time.time(), in_process, threads, tuple(numbers))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
         callbacks.on_multirun_start(config=cfg, config_name=name)
         # submitit's local executor starts all that it is given at once
@@ -352,9 +356,6 @@ def concurrent(launcher: DictConfig, jobs: int) -> int:
         case "BasicLauncher":
             return 1
     return 0
-
-
-CLUSTERS = ("SlurmLauncher", "RayLauncher")
 
 
 def _needs(plan: Plan) -> None:
