@@ -124,6 +124,7 @@ def run(command: str, argv: list[str]) -> int:
     from rlhf_cli.config import typed
     from rlhf_cli.config.folders import claimed
     from rlhf_cli.config.own_folder import first
+    from rlhf_cli.config.refused import planned_of
 
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
     if dry and command != "train":
@@ -143,7 +144,7 @@ def run(command: str, argv: list[str]) -> int:
             return _help(command, argv)
         if not runs:
             return _hydra(command, argv)
-        planned = _planned(command, args)
+        planned = planned_of(command, args)
         _check_places(planned, args)
     except UserError as error:
         return _refuse(str(error))
@@ -182,19 +183,6 @@ def _check_places(planned: Any, args: Any) -> None:
     place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
     if place != ".":  # there a command writes nothing
         check_writable(place, key)
-
-
-def _planned(command: str, args: Any) -> Any:
-    """The plan of a parsed command line, refused where what was typed or names a function is no good."""
-    from rlhf_cli.config.compose import CONF, plan
-    from rlhf_cli.config.refused import check_flags, check_functions, check_typed
-
-    check_flags(args.config_path, args.config_name)
-    check_typed(args.overrides, CONF)
-    planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
-    if command == "train":
-        check_functions(planned.jobs, planned.launcher)
-    return planned
 
 
 def _usage(fault: str) -> NoReturn:

@@ -4,12 +4,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.compose import CONF, Plan, plan
 from rlhf_cli.config.dotted import function_named
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.typed import FOLDERS
 
 CLUSTERS = ("SlurmLauncher", "RayLauncher")
 """Launchers whose jobs run on other machines, which may have other modules than this one."""
+
+
+def planned_of(command: str, args: Any) -> Plan:
+    """The plan of a command line that Hydra's parser read. Raises UserError where it is refused."""
+    check_flags(args.config_path, args.config_name)
+    check_typed(args.overrides, CONF)
+    planned = plan(command, args.overrides, multirun=args.multirun, config_dir=args.config_dir)
+    if command == "train":
+        check_functions(planned.jobs, planned.launcher)
+    return planned
 
 
 def check_typed(overrides: list[str], conf: Path) -> None:
