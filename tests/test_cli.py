@@ -283,7 +283,7 @@ def test_a_typed_option_replaces_what_was_saved_of_its_group() -> None:
         (["sweep", "experiment=smoke,nope"], "experiment=nope: there is no such option"),
         (["sweep", "seed=0,0"], "job 1 of the sweep is job 0 once more"),
         (["train", "seed=99999999999999999999"], "seed=99999999999999999999"),
-        (["train", "algo=null"], "this cannot be composed"),
+        (["train", "algo=null"], "this is no option of algo"),
         (["train", "hydra.run.dir=~/x"], "\"hydra.run.dir='~/x'\""),
         (["train", "--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
         (["train", "~steps"], "steps is missing"),
