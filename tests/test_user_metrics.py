@@ -106,6 +106,8 @@ def test_somebody_elses_metrics_are_not_run() -> None:
     with pytest.raises(UserError, match=r"or without them: val.metrics=\[\]"):
         _refuse_code(Path("theirs"), {"val": {"metrics": ["m:f"]}}, [])
     _refuse_code(Path("theirs"), {"val": {"metrics": ["m:f"]}}, ["val.metrics=[]"])
+    with pytest.raises(UserError, match=r"algo.loss=m:f.*or without them: algo.loss=null"):
+        _refuse_code(Path("theirs"), {"algo": {"loss": "m:f"}}, [])
 
 
 def test_a_run_logs_them_and_keeps_its_best_by_one(own: Path) -> None:

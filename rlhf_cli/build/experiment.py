@@ -135,7 +135,9 @@ def make_experiment(
         policy=policy,
         reference=reference,
         critic=None if values is None else Critic(values, None),
-        data=TrainingPrompts(train, config.rollout.batch_size, config.algo.group_size, config.seed),
+        data=TrainingPrompts(
+            train, config.rollout.batch_size, config.algo.group_size, config.seed, one_batch=config.data.one_batch
+        ),
         test=test,
         reward=reward,
         gold=gold_judges(config, where, notify),

@@ -261,19 +261,24 @@ def _meaning(key: str, values: dict[str, Any]) -> str:
     return "".join(f" ({comment})" for comment in comments if comment)
 
 
+CODE = {"val.metrics": "val.metrics=[]", "algo.loss": "algo.loss=null"}
+"""Keys that name code beside the judges', and what to type to do without."""
+
+
 def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> None:
     """Raise UserError where a saved config, which may be somebody else's, would run code or hand out a key."""
     typed = _typed(overrides)
     named = {
         key: value
         for key, value in flat(saved).items()
-        if (key.rpartition(".")[2] in ("fn", "key_env") or key == "val.metrics") and value and not _covered(key, typed)
+        if (key.rpartition(".")[2] in ("fn", "key_env") or key in CODE) and value and not _covered(key, typed)
     }
     if named:
         listed = ", ".join(f"{key}={value}" for key, value in named.items())
-        leave = "or without them: val.metrics=[]" if [*named] == ["val.metrics"] else "or another judge: reward=vader"
+        leave = dict.fromkeys(CODE.get(key, "reward=vader, another judge") for key in named)
         raise UserError(
-            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, {leave}"
+            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, or without them: "
+            f"{' '.join(leave)}"
         )
 
 

@@ -38,6 +38,7 @@ class Data(Section):
     test: int = Field(ge=3, multiple_of=3)
     labeler: str
     seed: int = Seed
+    one_batch: Annotated[bool, Before(False)] = False
 
     @field_validator("labeler")
     @classmethod

@@ -30,10 +30,13 @@ class TrainingPrompts:
     """Rollouts a step: prompts × group_size."""
     group_size: int = 1
     seed: int = 0
+    one_batch: bool = False
+    """Every step has the prompts of the first one."""
 
     def draw(self, step: int, round_: int = 0) -> tuple[Prompts, list[int]]:
         """(a step's prompts, the row of the prompt set of each); `round_` > 0: those of a refill round."""
-        chosen = self.prompts.batch(step + round_ * FAR, count=self.batch_size // self.group_size, seed=self.seed)
+        at = 1 if self.one_batch else step
+        chosen = self.prompts.batch(at + round_ * FAR, count=self.batch_size // self.group_size, seed=self.seed)
         drawn = self.prompts.prompts(chosen, group_size=self.group_size)
         moved = replace(
             drawn, index=drawn.index + round_ * self.batch_size, group=drawn.group + round_ * self.batch_size
