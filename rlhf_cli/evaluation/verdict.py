@@ -58,7 +58,7 @@ def change(pairs: Sequence[Pair], *, part: str | None = None) -> Change | None:
 
 def outcome(score: Change, gold: Change | None, kl: float | None) -> str:
     """The first sentence."""
-    at = "" if kl is None else f", at a KL of {kl:.1f} nats"
+    at = "" if kl is None else f", at a KL of {kl:z.1f} nats"
     moved = {1: "rose", -1: "fell", 0: "did not clearly move"}
     start = f"The score {moved[score.direction]} {score if score.direction else f'({score})'}"
     if gold is None:

@@ -88,7 +88,7 @@ def account_of(rows: list[dict[str, Any]], threshold: float) -> str:
     names = {"val/score": "score", **(each or {gold: "gold"}), "val/kl": "KL", "val/response_length": "length"}
     for key, name in names.items():
         if isinstance(first.get(key), float) and isinstance(last.get(key), float):
-            told.append(f"{name} {first[key]:.2f} → {last[key]:.2f}")
+            told.append(f"{name} {first[key]:z.2f} → {last[key]:z.2f}")
     if isinstance(last.get("hacking/index"), float):
         told.append(f"hacking index {last['hacking/index']:.2f} (flagged from {threshold:g}, twice in a row)")
     return f"steps {first['step']} → {last['step']}: {' · '.join(told)}"
