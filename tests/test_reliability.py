@@ -128,7 +128,13 @@ def test_other_prompts_on_the_disk_are_not_silently_trained_on(
 
 
 def test_a_signal_before_the_first_step_stops_at_once(tmp_path: Path) -> None:
-    (tmp_path / "killed_early.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    (tmp_path / "killed_early.py").write_text(
+        "import os, signal\n"
+        "def __getattr__(name):\n"  # looked up with the config, and again while the run loads, which handles signals
+        "    if name == 'fn' and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return lambda prompts, responses: [0.0] * len(responses)\n"
+    )
     sys.path.insert(0, str(tmp_path))
     run = tmp_path / "run"
     assert train(run, "reward=python", "reward.fn=killed_early:fn") == 143

@@ -36,6 +36,8 @@ def fn(prompts, responses):
     with (here / "calls").open("a") as file:
         file.write(f"{os.getpid()} {torch.get_num_threads()}\\n")
     return [float(len(r)) for r in responses]
+def short(prompts, responses):
+    return []
 """
 
 
@@ -78,9 +80,9 @@ def test_joblib_runs_jobs_side_by_side_with_the_cores_shared_out(sweep, tmp_path
 
 def test_a_failure_in_another_process_leaves_the_rest_alone(sweep, tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="pip install 'rlhf[joblib]'")
-    assert sweep("hydra/launcher=joblib", "reward.fn='watched:fn','watched:nothing'", "steps=1") == 1
+    assert sweep("hydra/launcher=joblib", "reward.fn='watched:fn','watched:short'", "steps=1") == 1
     assert [row["state"] for row in rows(tmp_path / "s")] == ["done", "failed"]
-    assert "watched:nothing" in rows(tmp_path / "s")[1]["error"]
+    assert "watched:short" in rows(tmp_path / "s")[1]["error"]
 
 
 def test_submitit_requeues_what_is_preempted_and_it_goes_on(sweep, tmp_path: Path) -> None:

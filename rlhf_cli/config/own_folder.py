@@ -15,8 +15,9 @@ def first(folder: str | None) -> None:
     _first[:] = [str(Path(folder).absolute())] if folder else []
     if not folder:
         return
-    from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    from rlhf_cli.internals.hydra_private import Plugins
 
     class OwnFolder(SearchPathPlugin):
         def manipulate_search_path(self, search_path: Any) -> None:
