@@ -275,7 +275,8 @@ def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> N
     }
     if named:
         listed = ", ".join(f"{key}={value}" for key, value in named.items())
-        leave = dict.fromkeys(CODE.get(key, "reward=vader, another judge") for key in named)
+        judges = {key: f"{key.partition('.')[0]}=vader" for key in named}
+        leave = dict.fromkeys(CODE.get(key, judges[key]) for key in named)
         raise UserError(
             f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, or without them: "
             f"{' '.join(leave)}"
