@@ -5,6 +5,8 @@ tokens, and taken where it gives what the padded attention gives, forward and ba
 """
 
 from functools import cache
+from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +18,8 @@ TRIED = (5, 1, 3)
 """Lengths of the sequences that it is tried on."""
 TOLERANCE = 0.03
 """Of the largest number; half precision has 8 bits."""
+ASKS = "enable_gqa" in signature(varlen_attn).parameters
+"""torch 2.11 takes fewer heads of keys than of queries without being told."""
 
 
 def attention(
@@ -28,9 +32,9 @@ def attention(
 ) -> Float[Tensor, "L heads D"]:
     """Causal attention within each sequence. `starts`: int32, where each begins, and the end; `longest`: tokens of
     the longest."""
+    told: dict[str, Any] = {"enable_gqa": query.shape[1] != key.shape[1]} if ASKS else {}
     found = varlen_attn(
-        query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, starts, starts, longest, longest, scale=scale, window_size=(-1, 0), **told
     )  # fmt: skip
     assert isinstance(found, Tensor)  # a pair only where it is asked for
     return found
@@ -47,7 +51,7 @@ def takes(heads: int, kv_heads: int, size: int, dtype: torch.dtype, device: torc
     starts = torch.tensor([0, *torch.tensor(TRIED).cumsum(0).tolist()], dtype=torch.int32).to(device)
     try:
         found = _differentiated([x.to(device, dtype) for x in parts], starts)
-    except (RuntimeError, NotImplementedError):  # heads or a GPU that the kernel does not know
+    except (RuntimeError, NotImplementedError, TypeError):  # heads, a GPU or a call that the kernel does not know
         return False
     expected = _differentiated([x.to(dtype).float() for x in parts], None)
     off = [(x.float().cpu() - y).abs().max() / y.abs().max() for x, y in zip(found, expected, strict=True)]
