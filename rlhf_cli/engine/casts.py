@@ -6,6 +6,7 @@ stay float32. A weight's cast is kept while the weight is as it was, or until `f
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from weakref import ReferenceType, ref
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from rlhf_cli.engine.memory import at_shortage
 from rlhf_cli.engine.scratch import scratch
-from rlhf_cli.internals.torch_private import version
+from rlhf_cli.internals.torch_private import copy_all, version
 
 _casts: dict[int, tuple[ReferenceType[Tensor], int, Tensor]] = {}
 """Of each weight's id: the weight, its version, the cast. Torch's own dictionary of tensors takes as long as a small
@@ -60,16 +61,52 @@ def factor(weights: tuple[Tensor, ...], dtype: torch.dtype, *, keep: bool) -> Te
 
 
 def _joined_cast(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-    key, versions = tuple(map(id, weights)), tuple(map(version, weights))
-    if (found := _joined.get(key)) is not None:
+    if (copy := _kept(weights, dtype)) is None:
+        keep_casts([weights], dtype)
+        copy = _kept(weights, dtype)
+        assert copy is not None
+    return copy
+
+
+def _kept(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor | None:
+    if (found := _joined.get(tuple(map(id, weights)))) is not None:
         whose, seen, copy = found
         same = all(r() is w for r, w in zip(whose, weights, strict=True))
-        if same and seen == versions and copy.dtype == dtype:
+        if same and seen == tuple(map(version, weights)) and copy.dtype == dtype:
             return copy
+    return None
+
+
+def keep_casts(groups: list[tuple[Tensor, ...]], dtype: torch.dtype) -> None:
+    """Make the casts that `factor` keeps, of all these groups of parameters at once: one by one their launches take
+    longer than they do."""
+    stale = [g for g in groups if g[0].dtype != dtype and all(type(w) is torch.nn.Parameter for w in g)]
+    stale = [g for g in stale if _kept(g, dtype) is None]
     with torch.inference_mode(False), torch.no_grad():
-        copy = torch.cat([weight.to(dtype) for weight in weights])
-    _joined[key] = tuple(ref(w, lambda _: _joined.pop(key, None)) for w in weights), versions, copy
-    return copy
+        copies = [g[0].new_empty((sum(map(len, g)), *g[0].shape[1:]), dtype=dtype) for g in stale]
+        copy_together([pair for copy, g in zip(copies, stale, strict=True) for pair in rows_of(copy, g)])
+    for copy, group in zip(copies, stale, strict=True):
+        key = tuple(map(id, group))
+        gone = partial(_forget_joined, key)
+        _joined[key] = tuple(ref(w, gone) for w in group), tuple(map(version, group)), copy
+
+
+def _forget_joined(key: tuple[int, ...], _: Any) -> None:
+    _joined.pop(key, None)
+
+
+def rows_of(place: Tensor, sources: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """(where it belongs, the source), for sources that stand in `place` one below the other."""
+    return zip(place.split([len(x) for x in sources]), sources, strict=True)
+
+
+def copy_together(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copy each source into its place, in as few launches as there are kinds of both."""
+    kinds: dict[tuple[torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for pair in pairs:
+        kinds.setdefault((pair[0].dtype, pair[1].dtype), []).append(pair)
+    for alike in kinds.values():
+        copy_all([place for place, _ in alike], [source.detach() for _, source in alike])
 
 
 def cast_of(copy: Tensor, *weights: Tensor) -> Tensor:

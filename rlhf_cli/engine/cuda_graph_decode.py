@@ -21,12 +21,11 @@ from torch import Tensor
 from torch.nn.functional import embedding as embedded
 
 from rlhf_cli.config.errors import RunFailed
-from rlhf_cli.engine.casts import in_float32
+from rlhf_cli.engine.casts import copy_together, in_float32
 from rlhf_cli.engine.decoder import Decoder, last_norm, layer_weights, named_weights
 from rlhf_cli.engine.kv_cache import KVCache, survivors
-from rlhf_cli.engine.layer import Block, block, layer, norm_weight, rms_norm
+from rlhf_cli.engine.layer import Block, block, layer, norm_weight, pairs_of, rms_norm
 from rlhf_cli.engine.memory import at_shortage, out_of_memory
-from rlhf_cli.internals.torch_private import copy_all
 
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -97,9 +96,16 @@ class CapturedStep:
         self.pool: Any = None
         """Memory of temporary results, which the graphs share: only one is replayed at a time."""
 
+    def begin(self, model: Any, count: int) -> None:
+        """For `count` rows: steps that are not captured yet, and the weights as they are now."""
+        for rows in steps_for(count):  # a capture writes over what a rollout has
+            if rows not in self.played:
+                self.played[rows] = self._capture(rows) if self.device.type == "cuda" else partial(self._token, rows)
+        self._first()
+        self._read(model)
+
     def rollout(
         self,
-        model: Any,
         prefilled: KVCache,
         states: Float[Tensor, "B H"],
         *,
@@ -109,18 +115,12 @@ class CapturedStep:
         ends: Bool[Tensor, " V"],
         temperature: float,
     ) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
-        """Responses and log-probs, of which only what is before the first end counts.
+        """Responses and log-probs, of which only what is before the first end counts; after `begin`.
 
         `prefilled`: the cache with the prompts of each row; `states`: the last hidden states of these; `positions`:
         of the next token; `real`: where a prompt has tokens; `ends`: which tokens end a response.
         """
         (count, length), width = uniforms.shape, real.shape[1]
-        steps = steps_for(count)
-        for rows in steps:  # a capture writes over what a rollout has
-            if rows not in self.played:
-                self.played[rows] = self._capture(rows) if self.device.type == "cuda" else partial(self._token, rows)
-        self._first()
-        self._read(model)
         for kept, store in zip(self.kept, prefilled.layers, strict=True):
             kept[:, :count, :, :width].copy_(store.read())
         self.states[:count].copy_(states)
@@ -131,7 +131,7 @@ class CapturedStep:
         self.column.fill_(width)
         self.seen[:count, :width].copy_(real)
         self.done.fill_(True)[:count].fill_(False)
-        return self._played(steps, count, length)
+        return self._played(steps_for(count), count, length)
 
     def _played(self, steps: list[int], count: int, length: int) -> tuple[Int[Tensor, "B R"], Float[Tensor, "B R"]]:
         found = (self.responses[:count, :length].clone(), self.logprobs[:count, :length].clone())
@@ -211,13 +211,11 @@ class CapturedStep:
     def _read(self, model: Any) -> None:
         """The weights as they are now."""
         weights, decoder = named_weights(model), self.decoder
-        norm, head = norm_weight(last_norm(weights, decoder), decoder), model.get_output_embeddings().weight
-        copy_all([self.norm, self.head], [norm.detach(), head.detach()])
+        pairs = [(self.norm, norm_weight(last_norm(weights, decoder), decoder))]
+        pairs.append((self.head, model.get_output_embeddings().weight))
         for mine, its in zip(self.layers, layer_weights(weights, decoder), strict=True):
-            fresh = block(its, decoder, self.dtype, joined=True)
-            pairs = [(getattr(mine, f.name), getattr(fresh, f.name)) for f in fields(Block)]
-            pairs = [(place, weight.detach()) for place, weight in pairs if place is not None]
-            copy_all([place for place, _ in pairs], [weight for _, weight in pairs])
+            pairs += pairs_of(mine, its, decoder)
+        copy_together(pairs)
 
     def _first(self) -> None:
         """Back to where a rollout begins, with nothing left of the last: 0 times what is not a number is none."""

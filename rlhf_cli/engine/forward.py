@@ -13,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from rlhf_cli.engine import cpu_layer
-from rlhf_cli.engine.casts import products_dtype
+from rlhf_cli.engine.casts import keep_casts, products_dtype
 from rlhf_cli.engine.decoder import Decoder, LayerWeights, embedding, last_norm, layer_weights, named_weights
 from rlhf_cli.engine.gradients import adds, embed
 from rlhf_cli.engine.kv_cache import KVCache, LayerCache
-from rlhf_cli.engine.layer import block, layer, norm_weight, rms_norm
+from rlhf_cli.engine.layer import Block, block, kept_factors, layer, norm_weight, rms_norm
 from rlhf_cli.engine.packing import Packing, attend
 
 _twice = [False]
@@ -47,6 +47,8 @@ def packed_states(model: Any, decoder: Decoder, packing: Packing) -> Float[Tenso
         angles = decoder.angles(packing.positions)
         angles = (angles[0].to(x.dtype), angles[1].to(x.dtype))
         layers = layer_weights(weights, decoder)
+        if keep:
+            keep_casts([group for each in layers for group in kept_factors(each)], dtype)
         for i, each in enumerate(layers):
             wanted = packing.predictors if i + 1 == len(layers) else None
             turning = angles if decoder.rotates[i] else None
@@ -118,9 +120,17 @@ def _last_norm(x: Tensor, weights: dict[str, Tensor], decoder: Decoder, by_hand:
 
 
 def prefill(
-    model: Any, decoder: Decoder, cache: KVCache, ids: Int[Tensor, "U P"], real: Bool[Tensor, "U P"], *, padded: bool
+    model: Any,
+    decoder: Decoder,
+    cache: KVCache,
+    ids: Int[Tensor, "U P"],
+    real: Bool[Tensor, "U P"],
+    *,
+    padded: bool,
+    blocks: list[Block] | None = None,
 ) -> Float[Tensor, "U H"]:
-    """Fill the cache with left-padded prompts; their last hidden states, without gradients."""
+    """Fill the cache with left-padded prompts; their last hidden states, without gradients. `blocks`: the layers'
+    weights as products take them, where somebody has them."""
     weights = named_weights(model)
     table = embedding(weights, decoder)
     dtype, (count, width) = products_dtype(table), ids.shape
@@ -134,7 +144,7 @@ def prefill(
             wanted = last if i + 1 == decoder.layers else None
             see = partial(_attend_prompts, decoder=decoder, store=store, rows=count, mask=mask, wanted=wanted)
             turning = angles if decoder.rotates[i] else None
-            x = layer(x, block(each, decoder, dtype), decoder, turning, see, wanted)
+            x = layer(x, blocks[i] if blocks else block(each, decoder, dtype), decoder, turning, see, wanted)
         return _last_norm(x, weights, decoder, table.device.type == "cpu")
 
 
@@ -158,6 +168,10 @@ def _attend_prompts(
     parts = heads.view(rows, -1, *heads.shape[1:]).transpose(1, 2)
     query, key, value = parts.split([decoder.heads, decoder.kv_heads, decoder.kv_heads], 1)
     store.prefill(torch.stack([key, value]))
+    grouped = decoder.heads != decoder.kv_heads
+    if grouped and query.is_cuda:  # no kernel there takes a mask and groups: it would be a dozen operations
+        key, value = (x.repeat_interleave(decoder.heads // decoder.kv_heads, 1) for x in (key, value))
+        grouped = False
     out = functional.scaled_dot_product_attention(
         query,
         key,
@@ -165,7 +179,7 @@ def _attend_prompts(
         attn_mask=mask,
         is_causal=mask is None,
         scale=decoder.scale,
-        enable_gqa=decoder.heads != decoder.kv_heads,
+        enable_gqa=grouped,
     )
     found = out.transpose(1, 2).reshape(len(heads), -1)
     return found if wanted is None else found.index_select(0, wanted)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from rlhf_cli.engine.casts import added, cached_cast, cast, factor
+from rlhf_cli.engine.casts import added, cached_cast, cast, factor, rows_of
 from rlhf_cli.engine.decoder import Decoder, LayerWeights, Linear
 
 Attend = Callable[[Tensor], Tensor]
@@ -95,6 +95,36 @@ def norm_weight(weight: Float[Tensor, " H"], decoder: Decoder) -> Float[Tensor, 
     """What a norm multiplies by, in float32 at least."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return wide + decoder.norm_offset if decoder.norm_offset else wide
+
+
+def kept_factors(weights: LayerWeights) -> list[tuple[Tensor, ...]]:
+    """The groups of which `block` takes kept casts."""
+    projections = (weights.query, weights.key, weights.value)
+    groups = [tuple(weight for weight, _ in projections)]
+    if len(biases := tuple(b for _, b in projections if b is not None)) == len(projections):
+        groups.append(biases)
+    for linear in (weights.out, weights.gate, weights.up, weights.down):
+        groups += [(part,) for part in linear if part is not None]
+    return groups
+
+
+def pairs_of(place: Block, weights: LayerWeights, decoder: Decoder) -> list[tuple[Tensor, Tensor]]:
+    """(memory, what belongs there), for the memory of a joined `block`."""
+    projections, pair = (weights.query, weights.key, weights.value), (weights.gate, weights.up)
+    norms = ((place.attention_norm, weights.attention_norm), (place.mlp_norm, weights.mlp_norm))
+    found = [(memory, norm_weight(norm, decoder)) for memory, norm in norms if memory is not None]
+    if place.head_norm is not None and (head_norm := _head_norm(weights, decoder)) is not None:
+        found.append((place.head_norm, head_norm))
+    for memory, bias, linears in (
+        (place.qkv, place.qkv_bias, projections),
+        (place.out, place.out_bias, (weights.out,)),
+        (place.up, place.up_bias, pair),
+        (place.down, place.down_bias, (weights.down,)),
+    ):
+        found += rows_of(memory.T, tuple(weight for weight, _ in linears))
+        if bias is not None:
+            found += rows_of(bias, tuple(w.new_zeros(len(w)) if b is None else b for w, b in linears))
+    return found
 
 
 def _head_norm(weights: LayerWeights, decoder: Decoder) -> Tensor | None:

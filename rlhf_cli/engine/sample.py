@@ -81,13 +81,14 @@ def _replay(
     """Token by token with a captured step, on a GPU."""
     (count, longest), width = chances.shape, prompts.ids.shape[1]
     step = captured_step(model, decoder, draw, rows=count, columns=width + longest, length=longest)
+    step.begin(model, count)
     first, owner = distinct_prompts(prompts)
     cache = kv_cache.KVCache(decoder.layers, owner, width)
     lengths = prompts.lengths.to(ends.device, non_blocking=True)
     real = torch.arange(width, device=ends.device) >= width - lengths[:, None]
-    states = prefill(model, decoder, cache, prompts.ids[first], real[first], padded=True)[owner]
+    asked = (prompts.ids[first], real[first])
+    states = prefill(model, decoder, cache, *asked, padded=True, blocks=step.layers)[owner]
     return step.rollout(
-        model,
         cache,
         states,
         positions=lengths,
