@@ -33,8 +33,8 @@ OPTIONS = {
 PEAKS = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12), "A100": (2.0e12, 312e12), "4090": (1.0e12, 165e12)}
 """Bytes a second of the memory and bfloat16 operations a second without sparsity, from the makers' data sheets."""
 TINY = (64, 2, 2, 2, 128, 4096)
-MICRO = 32
-"""Rows of a pass: scale=mini's, without gradient checkpointing."""
+MICRO = 64
+"""Rows of a pass, without gradient checkpointing: where there are few, launching takes longer than computing."""
 LEAST = 30
 """Seconds that a part is worth beginning with."""
 

@@ -169,12 +169,14 @@ def attend(
     """Causal attention within each rollout, of `layer.Attend`'s tensor; `wanted`: for these packed tokens; `padded`:
     by operations that have a second derivative."""
     rows, width = packing.place.shape
-    pieces = heads.to(dtype).split([decoder.heads, decoder.kv_heads, decoder.kv_heads], 1)
+    heads, parts = heads.to(dtype), [decoder.heads, decoder.kv_heads, decoder.kv_heads]
     kind = (decoder.heads, decoder.kv_heads, decoder.head_size, dtype, heads.device)
     if packing.sequences is not None and not padded and varlen.takes(*kind):
-        return _apart(pieces, packing.sequences, decoder.scale, wanted)
+        return _apart(heads, parts, packing.sequences, decoder.scale, wanted)
     # causal is enough: padding comes after what is real
-    q, k, v = (packing.spread(p.flatten(1)).view(rows, width, p.shape[1], -1).transpose(1, 2) for p in pieces)
+    q, k, v = (
+        packing.spread(p.flatten(1)).view(rows, width, p.shape[1], -1).transpose(1, 2) for p in heads.split(parts, 1)
+    )
     grouped = decoder.heads != decoder.kv_heads
     out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=decoder.scale, enable_gqa=grouped)
     found = packing.gathered(out.transpose(1, 2).reshape(rows * width, -1))
@@ -182,11 +184,15 @@ def attend(
 
 
 def _apart(
-    pieces: tuple[Tensor, ...], sequences: Sequences, scale: float, wanted: Int[Tensor, " K"] | None
+    heads: Float[Tensor, "N all D"],
+    parts: list[int],
+    sequences: Sequences,
+    scale: float,
+    wanted: Int[Tensor, " K"] | None,
 ) -> Float[Tensor, "K attended"]:
     """The same without [B, T]."""
     token, own = sequences.token, sequences.own
-    q, k, v = (p if token is None else p.index_select(0, token) for p in pieces)
+    q, k, v = (heads if token is None else heads.index_select(0, token)).split(parts, 1)
     out = varlen.attention(q, k, v, sequences.starts, sequences.longest, scale).flatten(1)
     if own is None:
         return out if wanted is None else out.index_select(0, wanted)
