@@ -219,13 +219,14 @@ def shares(found: dict[str, Any], bench: Bench, algo: str, device: str) -> dict[
     rows, response, prompt = int(bench.options["rows"]), int(bench.options["response"]), 12
     shape = Shape(*bench.shapes.SHAPES[bench.options["model"]].actor)
     half = bench.options["device"] == "cuda"
-    work = Work(min(rows, MICRO), rows, prompt, response, checkpointing=False, half=half)
+    chosen = algorithm(plan("train", ["scale=mini", f"algo={algo}"], multirun=False, config_dir=None).jobs[0])
+    at_once = min(rows // chosen.minibatches, MICRO)
+    work = Work(at_once, rows, prompt, response, checkpointing=False, half=half)
     critic = "own" if algo == "ppo" else "none"
     computed = {"computed GB": sum(budget(shape, critic=critic, judges=[], work=work).values()) / GB}
     peak = next((peaks for card, peaks in PEAKS.items() if card in device), None)
     if peak is None:
         return computed
-    chosen = algorithm(plan("train", ["scale=mini", f"algo={algo}"], multirun=False, config_dir=None).jobs[0])
     head, tokens = shape.vocabulary * shape.hidden, rows * found["train/response_length"]
     read = tokens / rows * 2 * (shape.linear + head)
     products = shape.linear * (2 if critic == "own" else 1) + head

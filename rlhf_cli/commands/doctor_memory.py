@@ -46,7 +46,7 @@ def work(config: Any, where: Any) -> Any:
 
     words = config.data.max_words + len(f"{config.prompt.system or ''} {config.prompt.user}".split())
     return Work(
-        rows=config.optim.micro_batch_size,
+        rows=min(config.optim.micro_batch_size, -(-config.rollout.batch_size // config.algo.minibatches)),
         decoded=min(config.rollout.micro_batch_size, config.rollout.batch_size),
         prompt=16 + 2 * words,  # what a template adds, and two tokens a word
         response=config.rollout.max_response_length,
