@@ -122,7 +122,7 @@ def run(command: str, argv: list[str]) -> int:
 
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us, not Hydra's printer
     from rlhf_cli.config import typed
-    from rlhf_cli.config.folders import claimed
+    from rlhf_cli.config.hydras_words import in_our_words
     from rlhf_cli.config.own_folder import first
     from rlhf_cli.config.refused import planned_of
 
@@ -149,7 +149,7 @@ def run(command: str, argv: list[str]) -> int:
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_hydra_message(error, command))
+        return _refuse(in_our_words(error, command))
     except (ValueError, TypeError, LookupError, OSError, AssertionError, AttributeError, YAMLError) as error:
         # Hydra's own stumbling over what was typed: algo=null, seed=range(5,1), a config folder's broken YAML
         return _refuse(f"this cannot be composed: {' '.join(argv)}\n  {type(error).__name__}: {error}")
@@ -164,14 +164,28 @@ def run(command: str, argv: list[str]) -> int:
     if planned.sweeps and command == "train":
         whole = f"rlhf sweep {shlex.join(argv)}"
         print(f"one run of a sweep over {', '.join(planned.sweeps)}; all of it: {whole}", flush=True)
-    resume = getattr(planned.jobs[0], "resume", None)
+    return _run(command, [*argv, *_folder(planned, args.overrides)])
+
+
+def _folder(planned: Any, typed: list[str]) -> list[str]:
+    """The overrides that tell Hydra its folder: the resumed run's, or one that this command alone has."""
+    from rlhf_cli.config.folders import claimed
+
+    resume, here = getattr(planned.jobs[0], "resume", None), ["hydra.run.dir=.", "hydra.output_subdir=null"]
     if resume not in (None, "auto"):
-        argv = [*argv, f"hydra.run.dir={quoted(resume)}", "hydra.output_subdir=null"]
-    elif not _leads():
-        argv = [*argv, "hydra.run.dir=.", "hydra.output_subdir=null"]  # the first process names the folder
-    elif planned.run_dir != "." and not any(o.startswith("hydra.run.dir=") for o in args.overrides):
-        argv = [*argv, f"hydra.run.dir={quoted(claimed(planned.run_dir))}"]
-    return _run(command, argv)
+        return [f"hydra.run.dir={quoted(resume)}", "hydra.output_subdir=null"]
+    if not _leads():
+        return here  # the first process names the folder
+    if any(override.startswith("hydra.run.dir=") for override in typed):
+        return []
+    place = _place(planned)
+    return here if place == "." else [f"hydra.run.dir={quoted(claimed(place))}"]
+
+
+def _place(planned: Any) -> str:
+    """Where a command that is no sweep writes; the current folder where it writes nothing, or to its own `out=`."""
+    elsewhere = planned.command in ("report", "frontier") and planned.jobs[0].out
+    return "." if elsewhere else str(planned.run_dir)
 
 
 def _check_places(planned: Any, args: Any) -> None:
@@ -180,7 +194,7 @@ def _check_places(planned: Any, args: Any) -> None:
 
     if any(re.fullmatch(r"hydra\.job\.chdir=\W?[Tt]rue\W?", o) for o in args.overrides):
         raise UserError("hydra.job.chdir=true: rlhf stays in the folder where it was started; drop it")
-    place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (planned.run_dir, "hydra.run.dir")
+    place, key = (planned.sweep_dir, "hydra.sweep.dir") if args.multirun else (_place(planned), "hydra.run.dir")
     if place != ".":  # there a command writes nothing
         check_writable(place, key)
 
@@ -230,13 +244,15 @@ def _answered(action: Callable[[], int]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from rlhf_cli.config.hydras_words import in_our_words
+
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
         return action()
     except UserError as error:
         return _refuse(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _refuse(_hydra_message(error))
+        return _refuse(in_our_words(error))
 
 
 def _run(command: str, argv: list[str]) -> int:
@@ -319,52 +335,6 @@ def _remove_if_empty() -> None:
     if folder != Path.cwd():  # that of commands that write nowhere else
         with suppress(OSError):
             folder.rmdir()
-
-
-def _hydra_message(error: Exception, command: str = "") -> str:
-    """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
-    text = str(error)
-    match = re.search(r"Could not override '([^']+)'", text)
-    if match:
-        from rlhf_cli.config.faults import unknown_key
-        from rlhf_cli.config.schema import (
-            CompareConfig,
-            EvalConfig,
-            ProbeConfig,
-            RewardTrainConfig,
-        )
-        from rlhf_cli.config.schemas import schema_of
-        from rlhf_cli.config.section import Section
-
-        own: dict[str, type[Section]] = {
-            "reward_train": RewardTrainConfig,
-            "probe": ProbeConfig,
-            "against": CompareConfig,
-        }
-        schema = (
-            schema_of(command) if command in ("report", "runs") else own.get(match[1].partition(".")[0], EvalConfig)
-        )
-        return unknown_key(match[1], schema)
-    match = re.search(
-        r"Could not find '([\w/]+)/([^']+)'\s+Available options in '[\w/]+':\s+((?:\S+\s*\n?)+?)\s*Config search", text
-    )
-    if match:
-        group, wrong, options = match[1], match[2], match[3].split()
-        from difflib import get_close_matches
-
-        near = get_close_matches(wrong, options, n=1)
-        hint = f" Did you mean {group}={near[0]}?" if near else ""
-        if group == "hydra/sweeper" and wrong == "optuna":
-            hint = " It is an extra: pip install 'rlhf[optuna]'."
-        return f"{group}={wrong}: there is no such option.{hint} Allowed: {', '.join(options)}"
-    if type(error).__name__ == "OverrideParseException":
-        typed = str(getattr(error, "override", "") or text.partition("\n")[0])
-        key, equals, value = typed.partition("=")
-        if not equals:
-            return f"{typed}: a key and a value are wanted, as in steps=10"
-        mended = f"{key}={quoted(value)}"
-        return f'{typed}: this value must stand in quotes of its own, within those of the shell: "{mended}"'
-    return text.strip() or str(error.__cause__ or type(error).__name__)
 
 
 def _refuse(message: str) -> int:

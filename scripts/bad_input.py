@@ -156,7 +156,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield Case("a run folder at which another process works", ["train", f"resume={run}", "steps=2"], "is at work")
     yield Case("a run folder that cannot be written", train("hydra.run.dir=/proc/run"), "cannot be written")
-    yield Case("true for a number", train("steps=true"), "steps=True: input should be a number")
+    yield Case("true for a number", train("steps=true"), "steps=true: wanted is a number")
     yield Case("no name for the run's folder", ["train", *SMALL, "hydra.run.dir="], "names no folder")
     yield Case("more jobs than anybody waits for", ["sweep", "seed=range(0,1000000)"], "1,000,000 jobs")
     yield Case(

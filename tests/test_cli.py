@@ -150,7 +150,30 @@ def test_a_word_is_text_whatever_is_in_it(text: str) -> None:
     assert parted("probe", ["--config-dir", "x", text, "seed=1"]) == (["--config-dir", "x", "seed=1"], [text])
 
 
+@pytest.mark.parametrize("words", [["a=b"], ["~so", "--multirun"], ["--"]])
+def test_behind_two_dashes_everything_is_text(words: list[str]) -> None:
+    assert parted("sample", ["seed=1", "--", *words]) == (["seed=1"], words)
+
+
+@pytest.mark.parametrize(
+    ("typed", "hydras"),
+    [
+        ("data.source=~/films", "data.source='~/films'"),
+        ("data.source=~/a,~/b", "data.source='~/a','~/b'"),
+        ("hydra.run.dir=~/run", "hydra.run.dir='/home/ann/run'"),
+        ("hydra.sweep.dir='~/s'", "hydra.sweep.dir='/home/ann/s'"),
+        ("data.source=~films", "data.source=~films"),
+    ],
+)
+def test_a_home_folder_is_typed_without_quotes(typed: str, hydras: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's grammar takes no ~ without them, and would make a folder of that name."""
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert parted("train", [typed]) == ([hydras], [])
+    assert parted("report", ["~/runs"]) == ([], ["~/runs"])
+
+
 def test_flags_stand_anywhere() -> None:
+    assert parted("train", ["seed=1", "--config-dir=a b"]) == (["--config-dir=a b", "seed=1"], [])
     assert parted("train", ["scale=mini", "--multirun", "seed=0,1"]) == (["--multirun", "scale=mini", "seed=0,1"], [])
     assert parted("eval", ["RUN", "--config-dir", "cfg"]) == (["--config-dir", "cfg"], ["RUN"])
     assert parted("train", ["+a.b=1", "~penalty", "algo@x=ppo"]) == (["+a.b=1", "~penalty", "algo@x=ppo"], [])
@@ -234,7 +257,10 @@ def test_every_key_is_read_somewhere() -> None:
     """The checks of the schema are no readers: a key that only they look at does nothing."""
     rooms = (p for p in Path(CONF.parent / "rlhf_cli").rglob("*.py") if not p.name.endswith("schema.py"))
     read = names_read("\n".join(p.read_text() for p in rooms))
+    handed_over = (".endpoint.", ".form.")  # whole, as keyword arguments
     for key in _keys(EvalConfig):
+        if any(section in key for section in handed_over):
+            continue
         assert key.rpartition(".")[2].replace("lambda", "lam") in read, f"{key} is read by nothing"
 
 
@@ -284,7 +310,6 @@ def test_a_typed_option_replaces_what_was_saved_of_its_group() -> None:
         (["sweep", "seed=0,0"], "job 1 of the sweep is job 0 once more"),
         (["train", "seed=99999999999999999999"], "seed=99999999999999999999"),
         (["train", "algo=null"], "this is no option of algo"),
-        (["train", "hydra.run.dir=~/x"], "\"hydra.run.dir='~/x'\""),
         (["train", "--config-dir", "/nowhere"], "--config-dir /nowhere: there is no such folder"),
         (["train", "~steps"], "steps is missing"),
         (["train", "reward.fn=a:b"], "reward.fn=a:b is for reward=python"),

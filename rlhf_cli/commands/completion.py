@@ -50,7 +50,10 @@ def known(shell: str) -> str:
 
 def install(shell: str, rlhf: Rlhf) -> None:
     """Write the script, and for bash and zsh the line that reads it; say which files. Raises UserError."""
-    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    try:
+        home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    except RuntimeError:
+        raise UserError(f"this user has no home directory: set HOME, or rlhf completion show {shell}") from None
     if shell == "fish":
         place, startup = home / "fish" / "completions" / "rlhf.fish", None
     else:

@@ -1,5 +1,6 @@
 """rlhf runs"""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ def run(cfg: DictConfig) -> None:
     from rlhf_cli.tracking.jsonl import as_line
 
     config = settle("runs", cfg, list(HydraConfig.get().overrides.task))
-    found = catalogue(config.folders or ["outputs"])
+    found = catalogue(config.folders or (["outputs"] if Path("outputs").is_dir() else []))
     runs = chosen(found, sort=config.sort, state=config.state, tag=config.tag)
     if config.as_json:
         print("".join(as_line(line) for line in runs), end="")

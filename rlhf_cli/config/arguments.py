@@ -1,6 +1,8 @@
 """A command line before Hydra sees it: flags, keys, and words that are neither."""
 
+import os
 import re
+from pathlib import Path
 
 from rlhf_cli.config.errors import UserError
 
@@ -16,14 +18,18 @@ FOLDERS = {"eval": 1, "compare": 2, "report": None, "frontier": None, "runs": No
 
 def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     """(flags and then keys, words). Hydra's parser wants flags and keys apart, people do not sort them."""
-    flags, keys, words = [], [], []
+    flags: list[str] = []
+    keys: list[str] = []
+    words: list[str] = []
     wanted = iter(argv)
     for word in wanted:
-        if word in TAKES_VALUE:
+        if word == "--" and (command in TEXTS or command in FOLDERS):
+            words += wanted  # whatever they look like
+        elif word in TAKES_VALUE:
             flags += [word, *([value] if (value := next(wanted, None)) is not None else [])]
         elif _is_key(command, word):
-            keys.append(_rules_quoted(word))
-        elif re.match(r"--?[A-Za-z]", word) and not re.search(r"\s", word):
+            keys.append(_from_home(_rules_quoted(word)))
+        elif re.match(r"--?[A-Za-z]", word) and not re.search(r"\s", word.partition("=")[0]):
             flags.append(word)
         elif command in TEXTS or command in FOLDERS:
             words.append(word)
@@ -64,12 +70,34 @@ def _rules_quoted(word: str) -> str:
     return f"{key}=[{','.join(quoted(rule.strip()) for rule in rules)}]"
 
 
+def _from_home(word: str) -> str:
+    """key=~/films, which the shell leaves as it is and Hydra's grammar takes only in quotes. Folders that Hydra makes
+    are named whole: it would make one that is called ~."""
+    key, _, value = word.partition("=")
+    bare = value.strip("'\"")
+    if not re.match(r"~(/|$)", bare):
+        return word
+    if key in ("hydra.run.dir", "hydra.sweep.dir"):
+        has_home(bare, key)
+        return f"{key}={quoted(os.path.expanduser(bare))}"
+    several = bare.split(",") if bare == value else [bare]
+    return f"{key}={','.join(map(quoted, several))}"
+
+
+def has_home(text: str, key: str) -> None:
+    """Raise UserError where `~` stands for nothing: a user without an entry and without HOME."""
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}={text}: this user has no home directory; give {key}=<folder>, or set HOME") from None
+
+
 def _is_key(command: str, word: str) -> bool:
     """`key=value`, `+key=value`, `~key`; "A = b?" and "+1 would watch" are text."""
     before, equals, _ = word.partition("=")
     if equals:
-        return re.fullmatch(r"(\+\+?|~)?[\w.@/$:\-]+", before) is not None
-    return re.fullmatch(r"~[\w.@/]+", word) is not None or (word.startswith(("+", "~")) and command not in TEXTS)
+        return re.fullmatch(r"(\+\+?|~)?[\w.@/$:][\w.@/$:\-]*", before) is not None
+    return command not in TEXTS and re.match(r"\+|~[^/]", word) is not None
 
 
 def quoted(text: str) -> str:

@@ -67,7 +67,7 @@ MOST = 10_000
 
 def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str | None) -> Plan:
     """Compose and check every job of a command line; raises `UserError` before any of them starts."""
-    from rlhf_cli.internals.hydra_private import BasicSweeper, OverridesParser
+    from rlhf_cli.internals.hydra_private import BasicSweeper, GlobalHydra, OverridesParser
 
     if config_dir and not Path(config_dir).is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder")
@@ -76,12 +76,11 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     _check_experiments(overrides, [CONF, *([Path(config_dir)] if config_dir else [])])
     if not multirun:
         return plan_jobs(command, [overrides], engine)
-    if several := _several_experiments(overrides):
-        plans = [plan(command, each, multirun=True, config_dir=config_dir) for each in several]
-        jobs = [job for one in plans for job in one.jobs]
-        return replace(plans[0], jobs=jobs, overrides=[typed for one in plans for typed in one.overrides])
-    parser = OverridesParser.create()
+    with _composer(command):
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # glob(…) asks it for options
     parsed = parser.parse_overrides(overrides)
+    if several := _several_experiments(parsed):
+        return _one_after_another(several, command, config_dir)
     engine += [str(o.input_line) for o in parsed if o.is_hydra_override()]
     if swept := [o.input_line for o in parsed if o.is_hydra_override() and o.is_sweep_override()]:
         raise UserError(f"{swept[0]}: Hydra's own keys are the same for all jobs of a sweep")
@@ -99,18 +98,30 @@ def plan(command: str, overrides: list[str], *, multirun: bool, config_dir: str 
     from_file = [f"{key}={value}" for key, value in params.items() if key not in typed]
     split = BasicSweeper.split_arguments(parser.parse_overrides([*from_file, *of_jobs]), None)
     jobs = [list(job) for batch in split for job in batch]
+    if not jobs:
+        raise UserError(f"this sweep has no job: no option is meant by {' '.join(of_jobs)}")
     if len(jobs) > MOST:
         raise UserError(f"this sweep has {len(jobs):,} jobs, and {MOST:,} at most are checked before the first starts")
     return plan_jobs(command, jobs, engine)
 
 
-def _several_experiments(overrides: list[str]) -> list[list[str]]:
-    """The command line once for each experiment where it names several: each brings a sweep of its own."""
-    at = [i for i, o in enumerate(overrides) if o.startswith("experiment=") and "," in o and "(" not in o]
+def _several_experiments(parsed: list[Any]) -> list[list[str]]:
+    """The command line once for each experiment where it names several, by commas, choice(…) or glob(…): each brings a
+    sweep of its own."""
+    lines = [str(o.input_line) for o in parsed]
+    at = [i for i, o in enumerate(parsed) if o.key_or_group == "experiment" and o.is_discrete_sweep()]
     if not at:
         return []
-    names = overrides[at[-1]].partition("=")[2].split(",")
-    return [[*overrides[: at[-1]], f"experiment={name.strip()}", *overrides[at[-1] + 1 :]] for name in names]
+    if not (names := list(parsed[at[-1]].sweep_string_iterator())):
+        raise UserError(f"{lines[at[-1]]}: there is no such experiment")
+    return [[*lines[: at[-1]], f"experiment={name}", *lines[at[-1] + 1 :]] for name in names]
+
+
+def _one_after_another(lines: list[list[str]], command: str, config_dir: str | None) -> Plan:
+    """The sweeps of these command lines as one."""
+    plans = [plan(command, each, multirun=True, config_dir=config_dir) for each in lines]
+    jobs = [job for one in plans for job in one.jobs]
+    return replace(plans[0], jobs=jobs, overrides=[typed for one in plans for typed in one.overrides])
 
 
 def _check_experiments(overrides: list[str], places: list[Path]) -> None:
@@ -122,8 +133,10 @@ def _check_experiments(overrides: list[str], places: list[Path]) -> None:
     known = sorted(
         {str(f.relative_to(home).with_suffix("")).replace("\\", "/") for home in homes for f in home.rglob("*.yaml")}
     )
+    if typed[-1] == "null":
+        raise UserError(f"experiment=null: leave experiment= out, or name one of {', '.join(known)}")
     for name in typed[-1].split(","):
-        if name.strip("'\" ") not in (*known, "null"):
+        if name.strip("'\" ") not in known:
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean experiment={near[0]}?" if near else ""
             raise UserError(f"experiment={name}: there is no such option.{hint} Allowed: {', '.join(known)}")

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_cli.config.compose import CONF, Plan, plan
 from rlhf_cli.config.dotted import function_named
 from rlhf_cli.config.errors import UserError
-from rlhf_cli.config.typed import FOLDERS
+from rlhf_cli.config.typed import FOLDERS, ONE_OPTION, one_option_of
 
 CLUSTERS = ("SlurmLauncher", "RayLauncher")
 """Launchers whose jobs run on other machines, which may have other modules than this one."""
@@ -24,7 +24,8 @@ def planned_of(command: str, args: Any) -> Plan:
 
 
 def check_typed(overrides: list[str], conf: Path) -> None:
-    """Raise UserError for a group without an option (critic=null, reward=) and a folder without a name (resume=)."""
+    """Raise UserError for a group without an option (critic=null, reward=) or with a list of them, and for a folder
+    without a name (resume=)."""
     for override in overrides:
         key, equals, value = override.lstrip("+").partition("=")
         value = value.strip("'\" ")
@@ -32,6 +33,8 @@ def check_typed(overrides: list[str], conf: Path) -> None:
             continue
         if key in FOLDERS and not value:
             raise UserError(f"{key}= names no folder: give one, or leave {key}= out")
+        if value.startswith("[") and key in ONE_OPTION:
+            raise UserError(f"{override}: {one_option_of(key)}")
         folder = conf / key
         if value in ("", "null") and key and folder.is_dir() and not key.startswith(("experiment", "hydra")):
             options = sorted(file.stem for file in folder.glob("*.yaml"))

@@ -1,9 +1,11 @@
 """What was typed beside keys, and from where: words that reach the config as they are, paths that become absolute."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rlhf_cli.config.arguments import has_home
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.folders import names_a_folder
 
@@ -54,23 +56,30 @@ ONE_OPTION = ("actor", "critic", "reward", "gold", "data", "prompt", "algo")
 def one_option_each(config: Any) -> None:
     """Raises UserError where a list of options was chosen; Hydra notes a choice only where it is one."""
     for group in ONE_OPTION:
-        if group not in config or group in config.hydra.runtime.choices:
-            continue
-        several = {
-            "gold": "; on the command line gold=[vader,roberta_base], in a file's defaults each judge after the first "
-            "as /gold@gold.others.roberta_base: roberta_base",
-            "reward": "; several rewards are the sources of one: reward=mix",
-        }
-        raise UserError(f"{group}: one option of the group is wanted, not a list{several.get(group, '')}")
+        if group in config and group not in config.hydra.runtime.choices:
+            raise UserError(f"{group}: {one_option_of(group)}")
+
+
+def one_option_of(group: str) -> str:
+    """What to do instead of choosing several options of a group."""
+    several = {
+        "gold": "; on the command line gold=[vader,roberta_base], in a file's defaults each judge after the first "
+        "as /gold@gold.others.roberta_base: roberta_base",
+        "reward": "; several rewards are the sources of one: reward=mix",
+    }
+    return (
+        f"one option of the group is wanted, not a list{several.get(group, f'; a run of each: rlhf sweep {group}=…,…')}"
+    )
 
 
 def absolute(values: dict[str, Any]) -> dict[str, Any]:
     """The values with every relative path made absolute, so that a run is resumed and judged from any folder."""
     values = {key: _absolute_parts(part) if isinstance(part, dict) else part for key, part in values.items()}
-    if isinstance(cache := values.get("cache_dir"), str):
-        if not cache.strip():
-            raise UserError("RLHF_CACHE is empty, or cache_dir=: unset it, or name a folder")
-        has_home(cache, "cache_dir")
+    if isinstance(cache := values.get("cache_dir"), str) and not cache.strip():
+        raise UserError("RLHF_CACHE is empty, or cache_dir=: unset it, or name a folder")
+    for key, text in _texts(values):
+        if text.startswith("~"):
+            has_home(text, key)
     for key in FOLDERS:
         if isinstance(values.get(key), str) and values[key] not in ("none", "auto", "last"):
             values[key] = path(values[key])
@@ -88,6 +97,18 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text of a config, with its key."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part, key)
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield from _texts(part, f"{key}.{name}" if key else str(name))
+
+
 def _absolute_parts(part: dict[str, Any]) -> dict[str, Any]:
     """Of a group, and of its sources or other judges: the model folders."""
     named = part.get("path")
@@ -102,14 +123,6 @@ def _absolute_parts(part: dict[str, Any]) -> dict[str, Any]:
                 found[name] = source | {"fn": function(source["fn"])}
         part = part | {key: found}
     return part
-
-
-def has_home(text: str, key: str) -> None:
-    """Raise UserError where `~` stands for nothing: a user without an entry and without HOME."""
-    try:
-        Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{key}={text}: this user has no home directory; give {key}=<folder>, or set HOME") from None
 
 
 def path(text: str) -> str:

@@ -115,7 +115,9 @@ class Judge:
         """Once: a run that waits for a judge should not look as if it hung."""
         if not self._told:
             self._told = True
-            print(f"{self.url}: {fault}; trying again, up to {self.retries} times a text", flush=True)
+            waits = sum(min(LONGEST_WAIT, 2.0**n) for n in range(self.retries))
+            again = f"trying again, up to {self.retries} times a text, for {waits:.0f} s at most between tries"
+            print(f"{self.url}: {fault}; {again} (reward.endpoint.retries=)", flush=True)
 
     def _request(self, text: str) -> dict[str, Any]:
         fenced = f"<text>{text.replace('</text>', '< /text>')}</text>"
