@@ -18,7 +18,7 @@ TRAIN = (
     "value_clipfrac", "value_loss", "zero_variance_groups",
 )  # fmt: skip
 """train/<name> that some algorithm logs."""
-PARTS = ("train/penalty/", "train/source/", "hacking/", "time/", "throughput/", "memory/")
+PARTS = ("train/penalty/", "train/source/", "train/advantage_share/", "hacking/", "time/", "throughput/", "memory/")
 """What begins so has names that depend on the config."""
 RULE = re.compile(r"\s*([\w/.\-]+?)\s*(<=|>=|<|>)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 

@@ -1,0 +1,68 @@
+"""The pages against the code: what they name is there, and what is there they name."""
+
+import ast
+import re
+from pathlib import Path
+
+from rlhf_cli.config.stop_schema import TRAIN
+from rlhf_cli.config.val_schema import OWN
+from rlhf_cli.data.reviews import SENTIMENTS
+from rlhf_cli.evaluation.hacking import FULL
+from rlhf_cli.evaluation.signs import EDITS, text_panel
+from rlhf_cli.runs.hacking_watch import DRIFT
+
+ROOT = Path(__file__).resolve().parents[1]
+NAME = re.compile(r"(?:train|val|hacking|time|throughput|memory)/[a-z<][\w<>/]*")
+FAMILIES = {
+    "train/<name>", "val/<name>", "hacking/<name>", "hacking/<name>_drift", "hacking/index_<name>", "time/<name>_s",
+    "val/score/<name>",
+}  # fmt: skip
+"""How the code writes names whose parts stand elsewhere: in TRAIN, OWN, the panel, the clock."""
+CONFIGURED = {"val/penalty", "val/source"}
+"""Of OWN: only with a part."""
+
+
+def written() -> set[str]:
+    """Every metric that stands in the package as a string; what an f-string fills in is <name>."""
+    found: set[str] = set()
+    for file in (ROOT / "rlhf_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.JoinedStr(values=parts):
+                    text = "".join(p.value if isinstance(p, ast.Constant) else "<name>" for p in parts)
+                case ast.Constant(value=str(text)):
+                    pass
+                case _:
+                    continue
+            found |= {text} if NAME.fullmatch(text) else set()
+    return found
+
+
+def logged() -> set[str]:
+    panel = [*text_panel(["a"]), *(f"kept/{edit}" for edit in EDITS)]
+    return (
+        {name for name in written() if name not in FAMILIES and name[-1] not in "/_"}
+        | {f"train/{name}" for name in TRAIN}
+        | {f"val/{name}" for name in OWN} - CONFIGURED
+        | {"val/gold_score/<name>", *(f"val/score/{name}" for name in SENTIMENTS)}
+        | {f"hacking/{name}" for name in panel}
+        | {f"hacking/{name}_drift" for name in DRIFT}
+        | {f"hacking/index_{end}" for end in ("low", "high")}
+        | {f"time/{phase}_s" for phase in ("rollout", "score", "forward", "update")}
+    )
+
+
+def documented() -> set[str]:
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), re.MULTILINE)
+    return {name for row in rows for name in re.findall(r"`(.*?)`", row)}
+
+
+def test_every_metric_is_documented_and_no_other() -> None:
+    assert documented() == logged()
+
+
+def test_every_sign_of_hacking_is_named_in_its_row() -> None:
+    row = next(
+        line for line in (ROOT / "docs" / "metrics.md").read_text().splitlines() if "hacking/sign/<name>" in line
+    )
+    assert set(FULL) <= set(re.findall(r"`(.*?)`", row))
