@@ -170,7 +170,7 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case(
         "eval of a torn checkpoint", ["eval", f"checkpoint={checkpoint}", f"hydra.run.dir={home / 'e'}"], "is torn"
     )
-    yield Case("eval of nothing", ["eval", "checkpoint=nowhere"], "no run is there")
+    yield Case("eval of nothing", ["eval", "checkpoint=nowhere"], "there is no such folder")
     (home / "half").mkdir()
     (home / "half" / "config.yaml").write_text("seed: [", encoding="utf-8")
     yield Case("a saved config that is half", ["train", f"resume={home / 'half'}"], "cannot be read")

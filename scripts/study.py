@@ -24,8 +24,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlhf_cli.config.compose import flat, plan
+from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.flat import flat
 from rlhf_cli.config.scale import detected_scale
 from rlhf_cli.runs.status import read_status
 from rlhf_cli.sweeps.sweep import config_hash

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 from rlhf_cli.cli import COMMANDS, dispatch
 from rlhf_cli.config.arguments import parted, quoted
-from rlhf_cli.config.compose import CONF, _onto, difference, flat, nested, plan
+from rlhf_cli.config.compose import CONF, _onto, difference, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
+from rlhf_cli.config.flat import flat, nested
 from rlhf_cli.config.schema import EvalConfig
 from rlhf_cli.internals.hydra_private import OverridesParser
 

@@ -12,9 +12,10 @@ import yaml
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config import compose, schemas
 from rlhf_cli.config.algo_schema import Algo
-from rlhf_cli.config.compose import CONF, added, changed, flat, nested
+from rlhf_cli.config.compose import CONF, added, changed
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
+from rlhf_cli.config.flat import flat, nested
 from rlhf_cli.config.older import as_before
 from rlhf_cli.config.schema import Config
 from rlhf_cli.config.section import Before, Section

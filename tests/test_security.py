@@ -4,15 +4,18 @@ import io
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.runs import train
 from rich.console import Console
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.flat import flat, nested
 from rlhf_cli.runs.checkpoint import load_trainer
 from rlhf_cli.tracking.console import ConsoleTracker
 from rlhf_cli.tracking.text import harmless, printable
@@ -86,6 +89,8 @@ def test_a_saved_config_runs_no_code_unless_told_to(
         error = capsys.readouterr().err
         assert "reward.fn=theirs:fn" in error
         assert "trust_config=true" in error
+    assert dispatch(["train", f"from={run}", f"hydra.run.dir={tmp_path / 'from'}"]) == 2
+    assert "trust_config=true" in capsys.readouterr().err
     assert not marker.exists()
     other = [f"checkpoint={run}", "reward=vader", f"hydra.run.dir={tmp_path / 'other'}"]
     assert dispatch(["eval", *other]) == 0
@@ -93,6 +98,32 @@ def test_a_saved_config_runs_no_code_unless_told_to(
     trusted = [f"checkpoint={run}", "trust_config=true", f"hydra.run.dir={tmp_path / 'trusted'}"]
     assert dispatch(["eval", *trusted]) == 0
     assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "without"),
+    [("algo.loss", "theirs:fn", "algo.loss=null"), ("val.metrics", ["theirs:fn"], "val.metrics=[]")],
+)
+def test_code_that_a_foreign_config_names_is_refused_by_all_that_read_it(
+    key: str, named: Any, without: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it says itself that it is to be trusted; typed by the user it is the user's own."""
+    planned = plan("train", ["scale=mini", "reward=vader", "gold=none"], multirun=False, config_dir=None)
+    foreign = flat(planned.jobs[0].model_dump(by_alias=True)) | {key: named, "trust_config": True}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(nested(foreign)))
+    for command, place in (
+        ("eval", "checkpoint"),
+        ("sample", "checkpoint"),
+        ("compare", "checkpoint"),
+        ("train", "from"),
+    ):
+        assert dispatch([command, f"{place}={tmp_path}", f"hydra.run.dir={tmp_path / command}"]) == 2
+        said = capsys.readouterr().err
+        assert f"names code or a key: {key}={named}" in said
+        assert without in said
+        trusted = plan(command, [f"{place}={tmp_path}", "trust_config=true"], multirun=False, config_dir=None).jobs[0]
+        assert trusted.trust_config
+        assert plan(command, [f"{place}={tmp_path}", without], multirun=False, config_dir=None).jobs
 
 
 def test_a_trainer_state_that_is_a_program_is_not_run(tmp_path: Path) -> None:

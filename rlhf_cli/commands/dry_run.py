@@ -4,8 +4,9 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.compose import Plan, flat, nested
+from rlhf_cli.config.compose import Plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.flat import flat, nested
 
 SHAPE = (
     "scale", "device", "precision", "shard", "actor", "critic", "reward", "gold", "data", "prompt", "rollout", "val",

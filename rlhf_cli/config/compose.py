@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import validate
-from rlhf_cli.config.folders import check_models
+from rlhf_cli.config.flat import covered, flat, nested
+from rlhf_cli.config.folders import check_models, check_there
 from rlhf_cli.config.older import as_before, made_before, marks, written
 from rlhf_cli.config.own_folder import first, searchpath
 from rlhf_cli.config.scale import detected_scale
@@ -22,6 +23,7 @@ from rlhf_cli.config.schemas import schema_of
 from rlhf_cli.config.section import Section
 from rlhf_cli.config.small import settled_sources
 from rlhf_cli.config.tracking_schema import listed
+from rlhf_cli.config.trust import refuse_code
 from rlhf_cli.config.typed import absolute, one_option_each, with_words
 
 _beside = Path(__file__).parents[1] / "conf"
@@ -31,7 +33,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "val.metrics", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget",
     "fail_fast", "shard", "on_nonfinite", "rollout.cuda_graphs", "rollout.vllm_memory", "weights", "name", "tags",
-    "notes",
+    "notes", "trust_config",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.
@@ -221,14 +223,15 @@ def _judged(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     saved = as_before(saved_config(folder), Config, {})
     saved.pop("checkpoint", None)  # checkpoint.every of the run; here `checkpoint` names one
     saved.pop("resume", None)
-    if not values["trust_config"]:
-        _refuse_code(folder, saved, overrides)
+    refuse_code(folder, saved, _typed(overrides), trusted=values["trust_config"])
     return _onto(saved, values, overrides)
 
 
 def _forked(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """The config of the run whose policy a new run starts from, with what was typed on top."""
-    saved = as_before(saved_config(run_folder(values["from"], "from")), Config, {})
+    folder = run_folder(values["from"], "from")
+    saved = as_before(saved_config(folder), Config, {})
+    refuse_code(folder, saved, _typed(overrides), trusted=values["trust_config"])
     new = _onto(saved, values, [*overrides, "resume", "from", "name", "tags", "notes"])
     if new["actor"] != saved["actor"]:
         raise UserError(f"from={values['from']} brings its own actor: leave actor= away")
@@ -262,7 +265,7 @@ def _as_saved(saved: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without(values: dict[str, Any], prefixes: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in flat(values).items() if not _covered(key, prefixes)}
+    return {key: value for key, value in flat(values).items() if not covered(key, prefixes)}
 
 
 def _meaning(key: str, values: dict[str, Any]) -> str:
@@ -274,31 +277,10 @@ def _meaning(key: str, values: dict[str, Any]) -> str:
     return "".join(f" ({comment})" for comment in comments if comment)
 
 
-CODE = {"val.metrics": "val.metrics=[]", "algo.loss": "algo.loss=null"}
-"""Keys that name code beside the judges', and what to type to do without."""
-
-
-def _refuse_code(folder: Path, saved: dict[str, Any], overrides: list[str]) -> None:
-    """Raise UserError where a saved config, which may be somebody else's, would run code or hand out a key."""
-    typed = _typed(overrides)
-    named = {
-        key: value
-        for key, value in flat(saved).items()
-        if (key.rpartition(".")[2] in ("fn", "key_env") or key in CODE) and value and not _covered(key, typed)
-    }
-    if named:
-        listed = ", ".join(f"{key}={value}" for key, value in named.items())
-        judges = {key: f"{key.partition('.')[0]}=vader" for key in named}
-        leave = dict.fromkeys(CODE.get(key, judges[key]) for key in named)
-        raise UserError(
-            f"{folder}/config.yaml names code or a key: {listed}. If you trust it: trust_config=true, or without them: "
-            f"{' '.join(leave)}"
-        )
-
-
 def run_folder(checkpoint: str, key: str = "checkpoint") -> Path:
     """The run folder of a checkpoint folder or of itself; `key`: where it was typed."""
     folder = Path(checkpoint).expanduser()
+    check_there(folder, key)
     for candidate in (folder, *folder.absolute().parents[:3]):
         if (candidate / "config.yaml").is_file():
             return candidate
@@ -325,7 +307,7 @@ def _onto(saved: dict[str, Any], values: dict[str, Any], overrides: list[str]) -
     merged = {key: value for key, value in flat(saved).items() if key.partition(".")[0] not in typed}
     for key, value in flat(values).items():
         absent = key not in merged and not any(key.startswith(f"{leaf}.") for leaf in merged)
-        if absent or _covered(key, typed):  # a section that was not there, as null, is not filled in
+        if absent or covered(key, typed):  # a section that was not there, as null, is not filled in
             merged[key] = value
     return nested(merged)
 
@@ -359,7 +341,7 @@ def difference(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[An
     return {
         key: (a.get(key), b.get(key))
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not _covered(key, set(CHANGEABLE_ON_RESUME))
+        if a.get(key) != b.get(key) and not covered(key, set(CHANGEABLE_ON_RESUME))
     }
 
 
@@ -370,27 +352,3 @@ def _typed(overrides: list[str]) -> set[str]:
 
 def _names(overrides: list[str]) -> set[str]:
     return {override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides}
-
-
-def _covered(key: str, prefixes: set[str]) -> bool:
-    return any(prefix == "" or key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"algo": {"beta": 1}} -> {"algo.beta": 1}"""
-    leaves: dict[str, Any] = {}
-    for key, value in values.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The inverse of `flat`."""
-    values: dict[str, Any] = {}
-    for key, leaf in leaves.items():
-        *parents, name = key.split(".")
-        at = values
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[name] = leaf
-    return values

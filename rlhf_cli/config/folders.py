@@ -35,8 +35,19 @@ def names_a_folder(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1
 
 
+def check_there(folder: Path, key: str) -> None:
+    """Raise UserError where a run's folder, or one of its checkpoints, is not there; names the checkpoints that are."""
+    if folder.exists():
+        return
+    beside = sorted(other.name for other in folder.parent.glob("step_*") if folder.name.startswith("step_"))
+    known = f"; there are {', '.join(beside[-5:])}" if beside else " (give a run's folder, or one of its checkpoints)"
+    raise UserError(f"{key}={folder}: there is no such folder{known}")
+
+
 def check_models(config: Any) -> None:
     """Raises UserError where a key names a model folder that is not there; a hub id is looked up when it is loaded."""
+    if (against := getattr(config, "against", None)) not in (None, "none"):
+        check_there(Path(against).expanduser(), "against")
     groups = {group: getattr(config, group, None) for group in ("actor", "critic", "reward", "gold")}
     groups |= {f"gold.others.{name}": judge for name, judge in getattr(groups["gold"], "others", {}).items()}
     for group, model in groups.items():

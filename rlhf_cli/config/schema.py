@@ -131,6 +131,7 @@ class Config(Named):
     scale: Literal["mini", "small", "full"]
     weights: Annotated[dict[str, str], Before({})] = Field(default_factory=dict)
     cache_dir: str = Field(min_length=1)
+    trust_config: Annotated[bool, Before(False)]
     resume: str | None
     objective: str = Field(pattern=r"^(val|train)/.+")
     kl_budget: float | None = Field(gt=0)
@@ -218,7 +219,6 @@ class EvalConfig(Config):
 
     checkpoint: str | None  # type: ignore[assignment]  # here the key names one, there it says how often
     prefixes: list[str]
-    trust_config: bool
 
 
 class SampleConfig(EvalConfig):

@@ -10,7 +10,7 @@ from rlhf_cli.report.runs import Run
 
 INCIDENTAL = (
     "seed", "resume", "tracking", "device", "cache_dir", "checkpoint", "val", "stop", "objective", "fail_fast",
-    "name", "tags", "notes", "weights", "hacking",
+    "name", "tags", "notes", "weights", "hacking", "trust_config",
 )  # fmt: skip
 """Keys that do not change the experiment."""
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf_cli.config.compose import flat, saved_config
+from rlhf_cli.config.compose import saved_config
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.flat import flat
 from rlhf_cli.config.older import as_before
 from rlhf_cli.config.schema import Config
 from rlhf_cli.evaluation.hacking import onset

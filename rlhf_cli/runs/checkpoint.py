@@ -186,8 +186,12 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(place: str, notify: Callable[[str], None]) -> Path:
-    """A checkpoint folder, from itself or from its run folder (then the newest)."""
+    """A checkpoint folder, from itself or from its run folder (then the newest), checkpoints/ or checkpoints/last."""
     folder = Path(place).expanduser()
+    if folder.name == "last" and folder.is_file():
+        folder = folder.parent
+    if folder.name == "checkpoints":
+        folder = folder.parent
     if folder.name == "actor" and (folder / "config.json").is_file():
         folder = folder.parent
     if (folder / "actor").is_dir():
