@@ -2,8 +2,13 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
+import pytest
+
+from rlhf_cli.cli import COMMANDS
+from rlhf_cli.config.compose import plan
 from rlhf_cli.config.stop_schema import TRAIN
 from rlhf_cli.config.val_schema import OWN
 from rlhf_cli.data.reviews import SENTIMENTS
@@ -66,3 +71,29 @@ def test_every_sign_of_hacking_is_named_in_its_row() -> None:
         line for line in (ROOT / "docs" / "metrics.md").read_text().splitlines() if "hacking/sign/<name>" in line
     )
     assert set(FULL) <= set(re.findall(r"`(.*?)`", row))
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of every `rlhf …` of a page, in a line of its own or in a sentence; comments left out."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^    (rlhf .*)$", text, re.MULTILINE) + re.findall(r"`(rlhf [^`]*)`", text)
+    return [shlex.split(" ".join(line.split()), comments=True)[1:] for line in lines]
+
+
+def runs_without_hydra(words: list[str]) -> bool:
+    return words[0] in ("runs", "configs", "completion", "doctor") or any("<" in w or "…" in w for w in words)
+
+
+@pytest.mark.parametrize("page", ["papers.md", "quickstart.md", "faq.md"])
+def test_every_command_of_a_page_composes(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a <run> stands for a folder that is not there, only the command is looked up."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reward.py").write_text("def score(prompts, responses):\n    return [0.0 for _ in responses]\n")
+    (tmp_path / "reviews.csv").write_text("text,label\n")
+    told = [words for words in commands(page) if words]
+    assert len(told) > 3
+    for command, *words in told:
+        assert command in COMMANDS, command
+        if not runs_without_hydra([command, *words]):
+            typed = [word for word in words if "=" in word]
+            plan("train" if command == "sweep" else command, typed, multirun=command == "sweep", config_dir=None)
