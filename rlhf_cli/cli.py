@@ -63,6 +63,17 @@ def main() -> NoReturn:
 
 
 def dispatch(argv: list[str]) -> int:
+    """The exit code of a command line; nothing of it is left for the next one of this process."""
+    from rlhf_cli.config import own_folder, typed
+
+    try:
+        return _dispatched(argv)
+    finally:
+        typed.words.clear()
+        own_folder.first(None)
+
+
+def _dispatched(argv: list[str]) -> int:
     if (commands := _commands_to_complete(argv)) is not None:
         print("\n".join(commands))
         return 0

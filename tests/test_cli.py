@@ -12,12 +12,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlhf_cli.cli import COMMANDS, dispatch
+from rlhf_cli.config import own_folder
 from rlhf_cli.config.arguments import parted, quoted
 from rlhf_cli.config.compose import CONF, _onto, difference, plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.faults import _keys
 from rlhf_cli.config.flat import flat, nested
 from rlhf_cli.config.schema import EvalConfig
+from rlhf_cli.config.typed import words as typed_words
 from rlhf_cli.internals.hydra_private import OverridesParser
 
 OPTIONS = [
@@ -163,7 +165,7 @@ def test_behind_two_dashes_everything_is_text(words: list[str]) -> None:
         ("data.source=~/a,~/b", "data.source='~/a','~/b'"),
         ("hydra.run.dir=~/run", "hydra.run.dir='/home/ann/run'"),
         ("hydra.sweep.dir='~/s'", "hydra.sweep.dir='/home/ann/s'"),
-        ("data.source=~films", "data.source=~films"),
+        ("data.source=~films", "data.source='~films'"),
     ],
 )
 def test_a_home_folder_is_typed_without_quotes(typed: str, hydras: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +173,25 @@ def test_a_home_folder_is_typed_without_quotes(typed: str, hydras: str, monkeypa
     monkeypatch.setenv("HOME", "/home/ann")
     assert parted("train", [typed]) == ([hydras], [])
     assert parted("report", ["~/runs"]) == ([], ["~/runs"])
+
+
+@pytest.mark.parametrize("value", ["été", "it's", "a&b.csv", "a=b.csv", "Das ist gut!", "ü/x #1"])
+def test_a_text_that_hydras_grammar_cannot_read_needs_no_quotes(value: str) -> None:
+    [key], _ = parted("train", [f"notes={value}"])
+    assert OverridesParser.create().parse_overrides([key])[0].value() == value
+    assert parted("train", ["tags=[a,b", "seed=1,2"])[0] == ["tags=[a,b", "seed=1,2"]  # a slip stays one
+
+
+def test_a_text_is_read_as_utf8_whatever_the_locale_made_of_it() -> None:
+    assert parted("sample", ["gr\udcc3\udcbcn"]) == ([], ["grün"])
+    with pytest.raises(UserError, match="this is not UTF-8"):
+        parted("sample", ["gr\udcfcn"])
+
+
+def test_nothing_of_a_command_line_is_left_for_the_next(tmp_path: Path) -> None:
+    assert dispatch(["sample", "some words", "scale=nothing", "--config-dir", str(tmp_path)]) == 2
+    assert typed_words == []
+    assert own_folder._first == []
 
 
 def test_flags_stand_anywhere() -> None:

@@ -61,6 +61,8 @@ def test_every_file_format_reads_the_same(tmp_path):
 def test_csv_text_may_hold_line_breaks_of_every_kind(tmp_path):
     (tmp_path / "r.csv").write_text('text,label\n"one\ntwo",1\nthree\u2028four,0\n', encoding="utf-8")
     assert [r.text for r in load_reviews(str(tmp_path / "r.csv"))] == ["one two", "three four"]
+    (tmp_path / "r.csv").write_text('text,label\n"well,\nnot bad,\n1 of 2",1\n', encoding="utf-8")
+    assert [r.text for r in load_reviews(str(tmp_path / "r.csv"))] == ["well, not bad, 1 of 2"]
 
 
 def test_labels_by_number_by_name_or_absent(tmp_path):
@@ -134,6 +136,12 @@ def test_limit_is_a_seeded_draw_that_keeps_passages_of_a_review_together(tmp_pat
             ["from line 3 on", "not CSV", "a quote inside a text is doubled"],
         ),
         ("r.csv", b'text,label\n"open,0\nbad,1\nworse",0\n', ["row 2 (line 2)", "a quote is missing or too many"]),
+        (
+            "r.csv",
+            b'label,text\n1,"a\n0,bad\n,dull\n1,b"\n',
+            ["row 2 (line 2)", "a quote is missing or too many"],
+        ),
+        ("r.csv", b'review,label,text\na,1,"open\nb,0,bad"\n', ["row 2 (line 2)", "a quote is missing or too many"]),
         ("r.csv", b"text,label\nlong, dull,0\n", ["row 2", "more cells than the header"]),
         ("r.jsonl", b'{"text": "half \\ud83d"}\n', ["row 1", "half a character"]),
         ("r.jsonl.gz", b"not gzip", ["r.jsonl.gz cannot be read"]),

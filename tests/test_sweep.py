@@ -256,6 +256,20 @@ def test_a_definition_for_wandb(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert len(yaml.safe_load(capsys.readouterr().out)["parameters"]["algo.beta"]["values"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("typed", "values"),
+    [("algo.beta=1e-05,1", [1e-05, 1]), ("name=yes,no", ["yes", "no"]), ("name='2024','x y'", ["'2024'", "'x y'"])],
+)
+def test_wandb_gets_values_as_hydra_reads_them(typed: str, values: list, capsys: pytest.CaptureFixture[str]) -> None:
+    """YAML would make true of yes, and a text of 1e-05; quotes stay, for Hydra to read once more."""
+    import yaml
+
+    assert dispatch(["sweep", "wandb", "scale=mini", typed]) == 0
+    [found] = yaml.safe_load(capsys.readouterr().out)["parameters"].values()
+    assert found == {"values": values}
+    assert [type(value) for value in found["values"]] == [type(value) for value in values]
+
+
 def test_what_a_job_is_worth_to_a_search() -> None:
     metrics = {"val/score": 0.9, "val/kl": 10.0}
     assert worth(metrics, "val/score", None) == 0.9

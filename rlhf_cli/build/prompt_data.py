@@ -81,7 +81,10 @@ def say_control(found: Any, escaped: bool, notify: Callable[[str], None]) -> Non
 
 
 def check_fit(model: Any, prompts: list[list[int]], response: int) -> None:
-    """Raise UserError where prompt and response exceed the model's context, or the tokenizer its vocabulary."""
+    """Raise UserError where a prompt is empty, prompt and response exceed the model's context, or the tokenizer its
+    vocabulary."""
+    if not all(prompts):
+        raise UserError("a prompt is empty, and the actor needs a token to begin with: give it words, or prompt=chat")
     longest, context = max(map(len, prompts)), context_length(model)
     if context is not None and longest + response > context:
         raise UserError(

@@ -151,12 +151,14 @@ def finished_here(root: Path) -> list[tuple[dict[str, Any], float, str]]:
         if status.get("state") != "done" or status.get("host") != socket.gethostname() or not status.get("step"):
             continue
         try:
-            shape = shape_of(saved_config(folder))
+            saved = saved_config(folder)
         except UserError:
+            continue
+        if {"reward_train", "classifier_train"} & saved.keys():  # their steps are other ones
             continue
         pace = status.get("seconds", 0.0) / status["step"]
         if pace:
-            found.append((status["heartbeat"], shape, pace, str(folder)))
+            found.append((status["heartbeat"], shape_of(saved), pace, str(folder)))
     return [(shape, pace, folder) for _, shape, pace, folder in sorted(found, key=lambda run: -run[0])]
 
 

@@ -21,14 +21,14 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     keys: list[str] = []
     words: list[str] = []
-    wanted = iter(argv)
+    wanted = map(as_utf8, argv)
     for word in wanted:
         if word == "--" and (command in TEXTS or command in FOLDERS):
             words += wanted  # whatever they look like
         elif word in TAKES_VALUE:
             flags += [word, *([value] if (value := next(wanted, None)) is not None else [])]
         elif _is_key(command, word):
-            keys.append(_from_home(_rules_quoted(word)))
+            keys.append(_taken_whole(_from_home(_rules_quoted(word))))
         elif re.match(r"--?[A-Za-z]", word) and not re.search(r"\s", word.partition("=")[0]):
             flags.append(word)
         elif command in TEXTS or command in FOLDERS:
@@ -40,6 +40,20 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
         what = "two runs, or one and the untrained actor" if command == "compare" else "one run or checkpoint"
         raise UserError(f"rlhf {command} takes {what}; these are {len(words)}")
     return [*flags, *(key for typed in keys for key in one_by_one(typed))], words
+
+
+def as_utf8(word: str) -> str:
+    """The word; where the locale could not read its bytes, read as UTF-8. Raises UserError where they are not."""
+    if word.isprintable() and word.isascii():
+        return word
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeDecodeError:
+            raise UserError(f"{word.encode('ascii', 'backslashreplace').decode()}: this is not UTF-8") from None
+    return word
 
 
 def one_by_one(typed: str) -> list[str]:
@@ -90,6 +104,23 @@ def has_home(text: str, key: str) -> None:
         Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{key}={text}: this user has no home directory; give {key}=<folder>, or set HOME") from None
+
+
+def _taken_whole(word: str) -> str:
+    """A value that Hydra's grammar has no reading for (name=été, notes=it's, data.source=a&b.csv) in quotes; not one
+    with the signs of a list, a sweep or an interpolation, which may be a slip."""
+    from hydra.errors import HydraException
+
+    from rlhf_cli.internals.hydra_private import OverridesParser
+
+    key, equals, value = word.partition("=")
+    if not equals or re.search(r"[\[\]{}(),]|\$\{|^['\"]", value):
+        return word
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return f"{key}={quoted(value)}"
+    return word
 
 
 def _is_key(command: str, word: str) -> bool:

@@ -183,15 +183,23 @@ def _one_row(row: dict[Any, Any], where: str) -> None:
     rows stand in a text then."""
     if None in row:
         raise UserError(f"{where}: more cells than the header has names (a text with a comma stands in quotes)")
-    cells = [cell for cell in row.values() if cell]
-    inside = next((cell for cell in cells if len(row) > 1 and any(map(_ends_in_a_label, cell.split("\n")[:-1]))), None)
-    if inside is not None:
+    if "label" in row and len(row) > 1 and any(_holds_rows(cell, list(row)) for cell in row.values() if cell):
         raise UserError(f"{where}: a text holds line ends and whole rows: a quote is missing or too many there")
 
 
-def _ends_in_a_label(line: str) -> bool:
-    cell = line.rpartition(",")[2].strip('" ').lower().removesuffix(".0") if "," in line else "?"
-    return cell in ("", "0", "1", *SENTIMENTS)
+def _holds_rows(cell: str, columns: list[str]) -> bool:
+    """Whether each line of a cell, but the one that a quote cut, has a label where the header has it; one of them not
+    an empty one. A text that is written in lines has none."""
+    place, lines = columns.index("label"), cell.split("\n")
+    from_left = [line.split(",")[place] if line.count(",") >= place else "?" for line in lines[1:]]
+    back = len(columns) - place
+    from_right = [line.split(",")[-back] if line.count(",") >= back - 1 else "?" for line in lines[:-1]]
+    known = ("0", "1", *SENTIMENTS)
+    for found in (from_left, from_right):
+        labels = [word.strip('" \r').lower().removesuffix(".0") for word in found]
+        if any(label in known for label in labels) and all(label in (*known, "") for label in labels):
+            return True
+    return False
 
 
 def _parquet(path: Path) -> list[dict[str, Any]]:

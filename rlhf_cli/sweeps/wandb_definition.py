@@ -1,6 +1,5 @@
 """`rlhf sweep wandb …`: the sweep as a definition for W&B's own agents."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import yaml
 from rlhf_cli.config.arguments import one_by_one
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.folders import check_writable_file
 
 
 def definition(overrides: list[str]) -> dict[str, Any]:
@@ -59,14 +59,11 @@ def _between(interval: Any) -> dict[str, Any]:
 
 
 def _plain(text: str) -> Any:
-    """As Hydra would read it, so that numbers are numbers."""
-    if re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", text):
-        return float(text)
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    return value if isinstance(value, bool | int | float | str) else text
+    """A number or a truth as Hydra reads it; a text as it was typed, quotes included: Hydra reads it again."""
+    from rlhf_cli.internals.hydra_private import OverridesParser
+
+    value = OverridesParser.create().parse_override(f"key={text}").value()
+    return value if isinstance(value, bool | int | float) else text
 
 
 class _Numbers(yaml.SafeDumper):
@@ -87,6 +84,7 @@ def write(overrides: list[str]) -> int:
     told = definition([w for w in overrides if not w.startswith("out=")])
     text = yaml.dump(told, Dumper=_Numbers, sort_keys=False)
     if out:
+        check_writable_file(Path(out[-1]).expanduser(), "out")
         Path(out[-1]).expanduser().write_text(text, encoding="utf-8")
         print(f"written: {out[-1]}; start it with: wandb sweep {out[-1]}")
     else:

@@ -120,7 +120,7 @@ class WandbTracker:
         try:
             settings = wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off")
         except Exception as error:  # W&B reads its settings from WANDB_… variables, and refuses some
-            self._notify(f"W&B is off: it refuses a WANDB_… variable ({reason(error)}); metrics.jsonl holds everything")
+            self._notify(f"W&B is off ({reason(error)}); metrics.jsonl holds everything")
             return None
         obstacle = None
         if mode == "wandb" and (obstacle := why_offline()) is None:
@@ -129,13 +129,14 @@ class WandbTracker:
             except Exception as error:
                 obstacle = reason(error)
                 wandb.teardown()  # the half-started service would hold on to its failed run
-        if obstacle:
-            self._notify(f"W&B is offline: {obstacle}; upload later with `wandb sync` from {options['dir']}/wandb")
         try:
-            return wandb.init(mode="offline", settings=settings, **options)
+            run = wandb.init(mode="offline", settings=settings, **options)
         except Exception as error:
             self._notify(f"W&B is off ({reason(error)}); metrics.jsonl holds everything")
             return None
+        if obstacle:
+            self._notify(f"W&B is offline: {obstacle}; upload later with `wandb sync` from {options['dir']}/wandb")
+        return run
 
 
 def why_offline() -> str | None:
@@ -193,6 +194,14 @@ def without_secrets(value: Any) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """An error's kind and first line."""
+    """An error's kind and first line; of a WANDB_… variable that W&B refuses, its name, value and what is wrong."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        setting = "_".join(map(str, fault["loc"])).upper()
+        names = [name for name in (f"WANDB_{setting}", f"WANDB_{setting.removeprefix('RUN_')}") if name in os.environ]
+        if names:
+            return printable(f"{names[0]}={os.environ[names[0]]}: {fault['msg'].splitlines()[0]}")
     lines = str(error).replace("<no message>", "").strip().splitlines()  # W&B's text for a refused key
     return printable(f"{type(error).__name__}: {lines[0]}" if lines else f"{type(error).__name__} without a message")
