@@ -19,7 +19,7 @@ SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
 FAST := $(foreach part,house rl_math gradients properties rollout vectors errata data_* cli internals versions,\
 	tests/test_$(part).py)
 
-.PHONY: demo small test test-fast test-oldest test-newest constraints study lint clean
+.PHONY: demo small test test-fast test-oldest test-newest constraints study lint docs clean
 demo: $(STAMP)
 	$(BIN)/rlhf train reward=roberta_large data=short_prefix scale=mini tracking=offline
 
@@ -55,6 +55,11 @@ constraints:
 
 study: $(STAMP)
 	$(BIN)/python scripts/study.py study=$(study) scale=$(scale)
+
+# The pages as a site in outputs/site; a link or an anchor that leads nowhere is an error.
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q $(PIP_ARGS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f scripts/site/mkdocs.yml
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -84,7 +84,7 @@ def runs_without_hydra(words: list[str]) -> bool:
     return words[0] in ("runs", "configs", "completion", "doctor") or any("<" in w or "…" in w for w in words)
 
 
-@pytest.mark.parametrize("page", ["papers.md", "quickstart.md", "faq.md"])
+@pytest.mark.parametrize("page", ["papers.md", "quickstart.md", "faq.md", "rewards.md", "data.md", "full_scale.md"])
 def test_every_command_of_a_page_composes(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a <run> stands for a folder that is not there, only the command is looked up."""
     monkeypatch.chdir(tmp_path)
