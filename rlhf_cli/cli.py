@@ -50,7 +50,7 @@ or an experiment that lists them, makes a job of each combination. Keys and grou
 """
 
 
-DRY_RUN = "--dry-run"
+DRY_RUN, JSON = "--dry-run", "--json"
 
 
 def main() -> NoReturn:
@@ -140,6 +140,9 @@ def run(command: str, argv: list[str]) -> int:
     dry, argv = DRY_RUN in argv, [word for word in argv if word != DRY_RUN]
     if dry and command != "train":
         return _refuse(f"{DRY_RUN} is for rlhf train and rlhf sweep")
+    machine_readable, argv = False, argv
+    if command == "doctor":
+        machine_readable, argv = JSON in argv, [word for word in argv if word != JSON]
     try:
         argv, typed.words[:] = parted(command, argv)
     except UserError as error:
@@ -168,6 +171,10 @@ def run(command: str, argv: list[str]) -> int:
         from rlhf_cli.commands.dry_run import show
 
         return _answered(lambda: show(planned, swept=args.multirun))
+    if machine_readable:
+        from rlhf_cli.commands.doctor import print_json
+
+        return _answered(lambda: print_json(planned.jobs[0]))
     if processes_started() > 1 and (command != "train" or args.multirun):
         return _refuse("torchrun is for one `rlhf train`: start other commands, and sweeps (hydra/launcher=…), without")
     if args.multirun:

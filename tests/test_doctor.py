@@ -1,5 +1,6 @@
 """rlhf doctor: what it finds, what it says to do, its exit code."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from helpers.tiny_models import make, tokenizer
 from transformers import RobertaConfig, RobertaForMaskedLM, RobertaForSequenceClassification
 
+from rlhf_cli import __version__
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands import doctor, doctor_actor, doctor_findings
 from rlhf_cli.commands.doctor_actor import examine_actor
@@ -183,3 +186,22 @@ def test_an_actor_that_fails_in_a_step_names_the_library(
 def test_numbers_are_short() -> None:
     numbers = (12, 1234, 999_600, 494_032_768, 7.6e9)
     assert [doctor_actor.number(n) for n in numbers] == ["12", "1.23k", "1M", "494M", "7.6G"]
+
+
+def test_as_json_for_an_issue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["doctor", "--json", "scale=mini", f"cache_dir={tmp_path}"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rlhf"] == __version__
+    assert {"Python", "CPU", "packages", "device", "memory"} <= told["findings"].keys()
+    assert dispatch(["doctor", "scale=mini", "device=cuda:7", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"]["device"]["state"] == "fix"
+    assert dispatch(["train", "--json"]) == 2
+
+
+def test_the_forges_files_ask_for_it_and_run_what_ci_runs() -> None:
+    root = Path(__file__).resolve().parents[1]
+    asked = yaml.safe_load((root / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8"))
+    assert any("rlhf doctor --json" in item["attributes"]["label"] for item in asked["body"])
+    workflow = yaml.safe_load((root / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    (job,) = workflow["jobs"].values()
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]

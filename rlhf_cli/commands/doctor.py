@@ -1,5 +1,6 @@
 """rlhf doctor"""
 
+import json
 import os
 import platform
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from rlhf_cli import __version__
 from rlhf_cli.commands.doctor_actor import examine_actor
 from rlhf_cli.commands.doctor_findings import Finding, failed_step, packages
 from rlhf_cli.commands.doctor_memory import memory
@@ -33,8 +35,17 @@ def run(cfg: DictConfig) -> None:
         raise RunFailed(f"doctor: {to_fix} of {len(findings)} to fix")
 
 
+def print_json(config: Any) -> int:
+    """The findings as one JSON object, for an issue or a script; 1 if there is anything to fix."""
+    findings = list(examine(config))
+    about = {finding.what: {"state": finding.state, "seen": finding.seen, "fix": finding.fix} for finding in findings}
+    print(json.dumps({"rlhf": __version__, "findings": about}, indent=1, ensure_ascii=False))
+    return int(any(finding.state == "fix" for finding in findings))
+
+
 def examine(config: Any) -> Iterator[Finding]:
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+    yield Finding("CPU", cpu_model())
     yield from packages()
     yield from devices(config)
     yield from disk(config)
@@ -70,6 +81,16 @@ def devices(config: Any) -> Iterator[Finding]:
         yield Finding("device", str(error), "fix", "device=auto")
     cores = os.cpu_count() or 1
     yield Finding("threads", f"{torch.get_num_threads()} of {cores} cores")
+
+
+def cpu_model() -> str:
+    """As the system calls it: Linux's /proc/cpuinfo, else what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 def matrix_unit(dtype: Any, gain: float) -> Finding:

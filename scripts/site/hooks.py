@@ -1,4 +1,4 @@
-"""What the site needs beside docs/: the README as its first page, and links to files that are not pages as their names."""
+"""What the site needs beside docs/: the README as its first page, and names in place of links to what is no page."""
 
 import re
 from pathlib import Path
