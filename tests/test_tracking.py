@@ -290,3 +290,22 @@ def test_a_log_file_has_no_escape_codes_under_force_color(
     shown = capsys.readouterr().out
     assert "reward hacking: index 0.60" in shown
     assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize(
+    "variable", ["WANDB_BASE_URL=wandb.corp", "WANDB_CONSOLE=loud", "WANDB_INIT_TIMEOUT=soon", "WANDB_TAGS=,,"]
+)
+def test_a_variable_that_wandb_refuses_is_named_and_stops_nothing(
+    variable: str, tmp_path: Path, no_account: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    wandb.teardown()  # it reads its settings once a process
+    monkeypatch.setenv(*variable.split("=", 1))
+    said: list[str] = []
+    tracker = wandb_tracker(tmp_path, said)
+    tracker.log(1, train_metrics(1))
+    tracker.finish("done")
+    [line] = said
+    assert line.startswith(f"W&B is off ({variable}: ")
+    assert line.endswith("; metrics.jsonl holds everything")
