@@ -1,11 +1,16 @@
 """debug=: configs that find a fault."""
 
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from rlhf_cli.config.compose import plan
 from rlhf_cli.data.prompts import PromptSet
+from rlhf_cli.engine.finite import NonFinite
+from rlhf_cli.engine.layer import rms_norm
+from rlhf_cli.runs.inspection import anomalies, longest, profiled
 from rlhf_cli.training.rollouts import TrainingPrompts
 
 
@@ -29,3 +34,40 @@ def test_overfit_draws_the_first_steps_prompts_again_and_again() -> None:
     assert once.draw(5)[1] != once.draw(1)[1]
     assert torch.equal(ever.draw(3)[0].ids, once.draw(1)[0].ids)
     assert ever.draw(3, 1)[1] != ever.draw(3)[1]  # a refill round has others
+
+
+def test_profile_leaves_a_trace_and_says_what_took_longest(tmp_path: Path) -> None:
+    said: list[str] = []
+    with profiled(False, tmp_path, said.append):
+        torch.ones(3).sum()
+    assert not said
+    with profiled(True, tmp_path, said.append):
+        torch.mm(torch.ones(400, 400), torch.ones(400, 400))
+    assert (tmp_path / "trace.json.gz").stat().st_size
+    assert "aten::mm" in (tmp_path / "operations.txt").read_text()
+    assert any(line.startswith("aten::mm ") for line in said)
+    config = job("debug=profile")
+    assert (config.profile_step, config.steps) == (3, 3)
+
+
+def test_the_longest_operations_come_first_with_their_share() -> None:
+    head, first, second = longest([("b", 1.0, 7), ("a", 3.0, 2)])
+    assert head.split() == ["operation", "ms", "share", "calls"]
+    assert first.split() == ["a", "3.0", "75.0%", "2"]
+    assert second.split() == ["b", "1.0", "25.0%", "7"]
+
+
+def test_nans_names_the_operation_and_rlhfs_line() -> None:
+    assert job("debug=nans").detect_anomaly
+    x = torch.zeros(2, 8, requires_grad=True)
+    with (
+        pytest.raises(
+            NonFinite, match=r"that \w+ gave \(of rlhf_cli/engine/layer\.py:\d+ rms_norm: .*\) is not finite"
+        ),
+        anomalies(True),
+    ):
+        (rms_norm(x, torch.ones(8), 0.0) * 1e-30).sum().backward()  # 0 / 0
+    with anomalies(False):  # nobody looks
+        (rms_norm(x, torch.ones(8), 0.0)).sum().backward()
+    with pytest.raises(RuntimeError, match="another"), anomalies(True):
+        raise RuntimeError("another")

@@ -1,8 +1,12 @@
 """The pages against the code: what they name is there, and what is there they name."""
 
 import ast
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +101,19 @@ def test_every_command_of_a_page_composes(page: str, tmp_path: Path, monkeypatch
         if not runs_without_hydra([command, *words]):
             typed = [word for word in words if "=" in word]
             plan("train" if command == "sweep" else command, typed, multirun=command == "sweep", config_dir=None)
+
+
+def test_the_notebook_runs_and_shows_what_it_did(tmp_path: Path) -> None:
+    """Every cell, with two steps instead of forty; what stands below its cells was written by the same code."""
+    cells = json.loads((ROOT / "docs" / "demo.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in cells[2:] if cell["cell_type"] == "code")
+    script = "\n".join(code).replace('"steps=40"', '"debug=fast"')
+    assert "debug=fast" in script
+    environment = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "done: outputs/notebook" in done.stdout
+    assert "step   2" in done.stdout

@@ -138,6 +138,8 @@ class Config(Named):
     fail_fast: bool
     shard: bool
     on_nonfinite: Literal["stop", "skip"]
+    profile_step: Annotated[int | None, Before(None)] = Field(ge=1)
+    detect_anomaly: Annotated[bool, Before(False)]
     actor: Actor
     critic: Model
     reward: Reward

@@ -20,6 +20,7 @@ from rlhf_cli.runs.folder import check_record, first_line
 from rlhf_cli.runs.fork import called, forked
 from rlhf_cli.runs.hacking_answers import Answers
 from rlhf_cli.runs.hacking_watch import HackingWatch
+from rlhf_cli.runs.inspection import anomalies, profiled
 from rlhf_cli.runs.nonfinite import report_nonfinite
 from rlhf_cli.runs.status import write_status
 from rlhf_cli.runs.stop_rules import StopRules
@@ -98,9 +99,10 @@ class Session:
 
     def learn(self, step: int) -> dict[str, float]:
         """A training step with its timings, peak memory, the outer loop, and what is done about non-finite numbers."""
-        x = self.experiment
+        x, looks = self.experiment, self.config.profile_step == step
         try:
-            with clock() as seconds:
+            looking = profiled(looks, self.folder / "profile", self.trackers.message)
+            with anomalies(self.config.detect_anomaly), looking, clock() as seconds:
                 metrics, rollouts = x.step(step)
                 if x.outer:
                     metrics |= x.outer.after(step, x.policy.model, x.reference, rollouts.texts)

@@ -1,0 +1,72 @@
+"""A step looked into: torch's profiler (`profile_step`), and the operation that gives a NaN (`detect_anomaly`)."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from rlhf_cli.engine.finite import NonFinite
+
+ROWS = 25
+FRAME = re.compile(r'File ".*?/(rlhf_cli/[^"]+)", line (\d+), in (\w+)\n\s+(.+)')
+BORN = re.compile(r"Function '(\w+)' returned nan values")
+
+
+@contextmanager
+def profiled(wanted: bool, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Leave `trace.json.gz` (for chrome://tracing or Perfetto) and `operations.txt` in `folder`, and say the first rows
+    of the second: operations by the time that they took themselves, on the GPU where there is one."""
+    if not wanted:
+        yield
+        return
+    from torch.profiler import ProfilerActivity, profile
+
+    there = torch.cuda.is_available()
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if there else [])]
+    with profile(activities=kinds, acc_events=True) as seen:
+        yield
+    folder.mkdir(parents=True, exist_ok=True)
+    by = "self_cuda_time_total" if there else "self_cpu_time_total"
+    averages = seen.key_averages()
+    seen.export_chrome_trace(str(folder / "trace.json.gz"))
+    (folder / "operations.txt").write_text(
+        averages.table(sort_by=by, row_limit=100, max_name_column_width=60), encoding="utf-8"
+    )
+    say(f"profile: {folder}/trace.json.gz (chrome://tracing), {folder}/operations.txt; it begins so:")
+    for line in longest([(e.key, getattr(e, by) / 1e3, e.count) for e in averages]):
+        say(line)
+
+
+def longest(operations: list[tuple[str, float, int]], rows: int = ROWS) -> list[str]:
+    """Lines of a table of (name, milliseconds, calls), those that took longest first."""
+    total = sum(ms for _, ms, _ in operations) or 1.0
+    first = sorted(operations, key=lambda each: -each[1])[:rows]
+    lines = [f"{name[:48]:48} {ms:9.1f} {ms / total:6.1%} {calls:7}" for name, ms, calls in first]
+    return [f"{'operation':48} {'ms':>9} {'share':>6} {'calls':>7}", *lines]
+
+
+@contextmanager
+def anomalies(wanted: bool) -> Iterator[None]:
+    """Raise NonFinite with the operation whose backward pass gave a NaN, and rlhf's line that computed it."""
+    if not wanted:
+        yield
+        return
+    with warnings.catch_warnings(record=True) as told, torch.autograd.set_detect_anomaly(True):
+        warnings.simplefilter("always")
+        try:
+            yield
+        except RuntimeError as error:
+            if not (born := BORN.search(str(error))):
+                raise
+            raise NonFinite(
+                f"the gradient that {born[1]} gave{_where([str(each.message) for each in told])} is"
+            ) from error
+
+
+def _where(told: list[str]) -> str:
+    """Of torch's warning, which has the whole way to the forward operation: rlhf's last step on it."""
+    frames = [found for text in told for found in FRAME.findall(text)]
+    return f" (of {frames[-1][0]}:{frames[-1][1]} {frames[-1][2]}: {frames[-1][3].strip()})" if frames else ""
