@@ -10,6 +10,7 @@ import torch
 from helpers.runs import train
 
 from rlhf_cli.cli import dispatch
+from rlhf_cli.commands.frontier import show
 from rlhf_cli.evaluation.frontier import Point, best_of_n, best_of_n_kl, fitted, optimal, past_the_peak, reached
 
 REWARDS = torch.tensor([[0.1, 0.9, 0.4, 0.6], [0.5, 0.2, 0.8, 0.3]])
@@ -82,3 +83,22 @@ def test_the_command_writes_what_it_promises(tmp_path: Path, cache: Path, capsys
     assert "best of 4" in capsys.readouterr().out
     assert dispatch(["frontier"]) == 2
     assert "give the folders of runs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_word_of_the_tables_breaks(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """With three judges a table of the runs does not fit 80 columns; then a run is a paragraph."""
+    gold = {"gold": 0.5} | {f"gold/{name}": 0.5 for name in ("vader", "roberta_base", "roberta_large")}
+    told = {
+        "best_of_n": [{"n": n, "kl": 1.0, "reward": 0.7, **gold} for n in (1, 16)],
+        "optimal": [{"beta": 0.05, "kl": 1.2, "reward": 0.7, "ess": 1.5, **gold}],
+        "checkpoints": [{"run": "a_run_of_ppo", "step": s, "kl": float(s), "reward": 0.8, **gold} for s in range(4)],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", str(width))
+        show(told)
+    shown = capsys.readouterr().out
+    words = {"optimal,", "a_run_of_ppo", "reward", "vader", "roberta_base", "roberta_large", "best-of-n's"}
+    assert words - set(shown.replace("┃", " ").replace("│", " ").split()) == set()
+    assert max(map(len, shown.splitlines())) <= width
+    assert "* not to be believed" in shown

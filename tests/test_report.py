@@ -19,7 +19,7 @@ from rlhf_cli.evaluation.verdict import Change, change, furthest, outcome, pairs
 from rlhf_cli.report.answers import compared, first_to_hack
 from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
 from rlhf_cli.report.frontier_chart import standings
-from rlhf_cli.report.knobs import Arm, arms, comparisons
+from rlhf_cli.report.knobs import Arm, arms, comparisons, told_apart
 from rlhf_cli.report.opening import opening
 from rlhf_cli.report.page import render, sections_of
 from rlhf_cli.report.runs import Run, find, frontiers, state_in
@@ -465,3 +465,11 @@ def test_a_frontier_beside_the_runs_is_on_the_page(tmp_path: Path) -> None:
     for kl, gain in ((-0.1, "–"), (0.7, "beyond it")):
         last = {"run": "r", "step": 2, "kl": kl, "reward": 0.5, "gold": 0.5}
         assert standings(FRONTIER | {"checkpoints": [last]})[1][0][-2] == gain
+
+
+def test_a_path_is_told_by_as_much_of_it_as_tells_it_apart() -> None:
+    a, b = "/runs/a/reward_model on response", "/runs/b/reward_model on response"
+    assert told_apart([a, b]) == {a: "a/reward_model on response", b: "b/reward_model on response"}
+    fn = "/home/ann/mine.py:score on response"
+    assert told_apart([fn, "vader on x"]) == {fn: "mine.py:score on response", "vader on x": "vader on x"}
+    assert told_apart([0.1, True, "owner/model"]) == {0.1: 0.1, True: True, "owner/model": "owner/model"}

@@ -94,35 +94,62 @@ def sampled(judged: Any, config: Any) -> tuple[Any, dict[str, Any]]:
 
 def show(told: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from rlhf_cli.evaluation.frontier import BELIEVABLE
     from rlhf_cli.report.frontier_chart import judges_in, standings
 
-    def cell(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}"
+    def cells(row: dict[str, Any]) -> list[str]:
+        return ["–" if (value := row[key]) is None else f"{value:.3f}" for key in ("reward", *judges)]
 
     judges = judges_in(told["best_of_n"])
     named = [judge.replace("/", " ") for judge in judges]
-    table = whole(Table("untrained policy", "KL", "reward", *named, "", title="what could have been reached"))
-    for row in told["best_of_n"]:
-        figures = [cell(row[key]) for key in ("reward", *judges)]
-        table.add_row(f"best of {row['n']}", f"≤ {row['kl']:.2f}", *figures, "")
+    rows = [[f"best of {row['n']}", f"≤ {row['kl']:.2f}", *cells(row)] for row in told["best_of_n"]]
+    notes = []
     for row in told["optimal"]:
-        doubt = "" if row["ess"] >= BELIEVABLE else f"not to be believed: worth {row['ess']:.1f} samples a prompt"
-        figures = [cell(row[key]) for key in ("reward", *judges)]
-        table.add_row(f"optimal, β {row['beta']:g}", f"{row['kl']:.2f}", *figures, doubt)
+        doubted = row["ess"] < BELIEVABLE
+        rows.append([f"optimal, β {row['beta']:g}{' *' if doubted else ''}", f"{row['kl']:.2f}", *cells(row)])
+        notes += [f"β {row['beta']:g}: {row['ess']:.1f}"] if doubted else []
+    worth = f"* not to be believed: worth so few samples a prompt ({', '.join(notes)})" if notes else ""
     console = Console()
-    console.print(table)
-    columns, rows = standings(told)
-    runs = whole(Table(*columns, title="what was reached"))
-    for cells in rows:
-        runs.add_row(*cells)
-    console.print(runs)
+    tabulate(
+        console, ["untrained policy", "KL", "reward", *named], rows, title="what could have been reached", note=worth
+    )
+    tabulate(console, *standings(told), title="what was reached")
 
 
-def whole(table: Any) -> Any:
-    """The table, with names that break where they do not fit, instead of ending in dots."""
-    for column in table.columns:
-        column.overflow = "fold"
-    return table
+def tabulate(console: Any, columns: list[str], rows: list[list[str]], *, title: str, note: str = "") -> None:
+    """A table; where words would have to break in it, a paragraph a row instead, its first cell above it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from rlhf_cli.tracking.text import printable
+
+    table = Table(*columns, title=title, caption=note or None)
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    room = console.width - 3 * len(columns) - 1
+    if (widths := whole_words([columns, *rows], room)) is not None:
+        for column, width in zip(table.columns, widths, strict=True):
+            column.width = width
+        console.print(table)
+        return
+    console.print(Text(title, "italic"))
+    for name, *figures in rows:
+        told = " · ".join(f"{column} {cell}" for column, cell in zip(columns[1:], figures, strict=True))
+        console.print(Text(printable(name), "bold"), Text(printable(told)), sep="\n")
+    console.print(Text(note, "dim"), end="\n" if note else "")
+
+
+def whole_words(rows: list[list[str]], room: int) -> list[int] | None:
+    """Widths of a table's columns in which no word breaks and no name of a row does; None where there is no room."""
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True))
+    full = [max(map(cell_len, column)) for column in columns]
+    widths = [max(cell_len(word) for cell in column for word in [*cell.split(), ""]) for column in columns]
+    widths[0] = max(widths[0], *(cell_len(name) for name in columns[0][1:]), 0)
+    left = room - sum(widths)
+    for i, wanted in enumerate(full):
+        more = min(max(left, 0), wanted - widths[i])
+        widths[i], left = widths[i] + more, left - more
+    return widths if left >= 0 else None

@@ -151,9 +151,8 @@ def scores(drawn: Drawn, row: int) -> dict[str, float]:
 def account(drawn: Drawn, count: int) -> None:
     """What choosing gains: one response, and the best of `count`, expected from all that were drawn."""
     from rich.console import Console
-    from rich.table import Table
 
-    from rlhf_cli.commands.frontier import by_judge, whole
+    from rlhf_cli.commands.frontier import by_judge, tabulate
     from rlhf_cli.evaluation.frontier import best_of_n, plain
     from rlhf_cli.report.frontier_chart import judges_in
 
@@ -163,12 +162,12 @@ def account(drawn: Drawn, count: int) -> None:
     told = by_judge(gold, lambda judged: plain(best_of_n(rewards, judged, [1, count])))
     judges = judges_in(told) if gold else []
     named = [judge.replace("/", " ") for judge in judges]
-    title = f"the mean over {starts} starts, {rewards.shape[1]} responses each"
-    table = whole(Table("", "KL (nats)", "reward", *named, title=title))
+    rows = []
     for row in told:
         name = f"best of {row['n']}" if row["n"] > 1 else "one response"
-        table.add_row(name, f"≤ {row['kl']:.2f}", *(f"{row[key]:.3f}" for key in ("reward", *judges)))
-    Console().print(table)
+        rows.append([name, f"≤ {row['kl']:.2f}", *(f"{row[key]:.3f}" for key in ("reward", *judges))])
+    title = f"the mean over {starts} starts, {rewards.shape[1]} responses each"
+    tabulate(Console(), ["", "KL (nats)", "reward", *named], rows, title=title)
     notify(f"KL to the policy that was sampled: at most log N − (N − 1)/N = {told[-1]['kl']:.2f} nats for N = {count}")
 
 

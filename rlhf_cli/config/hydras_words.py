@@ -5,27 +5,15 @@ from difflib import get_close_matches
 
 from rlhf_cli.config.arguments import TEXTS, quoted
 from rlhf_cli.config.faults import unknown_key
-from rlhf_cli.config.schema import CompareConfig, EvalConfig, ProbeConfig, RewardTrainConfig
 from rlhf_cli.config.schemas import schema_of
-from rlhf_cli.config.section import Section
-
-OWN: dict[str, type[Section]] = {
-    "reward_train": RewardTrainConfig,
-    "probe": ProbeConfig,
-    "against": CompareConfig,
-}
-"""Whose schema knows a key that a command has for itself."""
 
 
 def in_our_words(error: Exception, command: str = "") -> str:
     """Hydra's message without its invitation to `+key=…`, which would only be refused later."""
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'", text):
-        schema = (
-            schema_of(command) if command in ("report", "runs") else OWN.get(match[1].partition(".")[0], EvalConfig)
-        )
         text_typed = f"; a text that looks like a key: rlhf {command} … -- 'the text'" if command in TEXTS else ""
-        return unknown_key(match[1], schema) + text_typed
+        return unknown_key(match[1], schema_of(command)) + text_typed
     if match := re.search(r"An item is already at '([^']+)'", text):
         return f"+{match[1]}: this key is there already; type it without +: {match[1]}=…"
     if match := re.search(r"Could not delete from config\. '([^']+)' does not exist", text):

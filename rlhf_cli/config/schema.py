@@ -1,5 +1,6 @@
 """The one schema that every composed config must pass: unknown keys, ranges, contradictions."""
 
+from math import lcm
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -185,16 +186,13 @@ class Config(Named):
                 f"algo.overlong_buffer={algo.overlong_buffer} is longer than "
                 f"rollout.max_response_length={self.rollout.max_response_length}"
             )
-        if batch % algo.group_size:
-            raise ValueError(
-                f"rollout.batch_size={batch} is not a multiple of algo.group_size={algo.group_size} "
-                f"(try rollout.batch_size={-(-batch // algo.group_size) * algo.group_size})"
-            )
-        if batch % algo.minibatches:
-            raise ValueError(
-                f"rollout.batch_size={batch} is not a multiple of algo.minibatches={algo.minibatches} "
-                f"(try rollout.batch_size={-(-batch // algo.minibatches) * algo.minibatches})"
-            )
+        fits = lcm(algo.group_size, algo.minibatches)
+        for key, value in (("group_size", algo.group_size), ("minibatches", algo.minibatches)):
+            if batch % value:
+                raise ValueError(
+                    f"rollout.batch_size={batch} is not a multiple of algo.{key}={value} "
+                    f"(try rollout.batch_size={-(-batch // fits) * fits})"
+                )
         check_metrics(self.stop.rules, metric_names(self.val.metrics))
         if self.val.prompts > self.data.test:
             raise ValueError(
@@ -220,12 +218,12 @@ class EvalConfig(Config):
     """`rlhf eval`."""
 
     checkpoint: str | None  # type: ignore[assignment]  # here the key names one, there it says how often
-    prefixes: list[str]
 
 
 class SampleConfig(EvalConfig):
     """`rlhf sample`."""
 
+    prefixes: list[str]
     out: str | None
     n: int = Count
     best_of: int | None = Field(ge=2)
@@ -234,6 +232,7 @@ class SampleConfig(EvalConfig):
 class CompareConfig(EvalConfig):
     """`rlhf compare`."""
 
+    prefixes: list[str]
     against: str | None
     fail_below: float | None = Field(ge=0, le=1)
 

@@ -47,7 +47,7 @@ def shown(arm: Arm, metric: str) -> str:
     if value is None:
         return "–"
     digits = 1 if abs(value) >= 10 else 2
-    return f"{value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return f"{value:z.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def compared(arms: dict[Any, Arm], metric: str) -> str:

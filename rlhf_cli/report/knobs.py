@@ -1,5 +1,6 @@
 """What was varied: runs that differ in the seed only are one arm; arms that differ in one knob only are compared."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -124,8 +125,24 @@ def comparisons(found: list[Arm]) -> list[Comparison]:
         telling = _telling(rest)
         for chosen, config in zip(matched, rest, strict=True):
             context = ", ".join(f"{key.removesuffix('.name')}={config.get(key)}" for key in telling)
-            result.append(Comparison(knob, chosen, context))
+            names = told_apart(list(chosen))
+            result.append(Comparison(knob, {names[setting]: arm for setting, arm in chosen.items()}, context))
     return result
+
+
+def told_apart(settings: list[Any]) -> dict[Any, Any]:
+    """Settings by what they are called: of each path in them as many of its last names as tell them apart."""
+
+    def short(setting: Any, count: int) -> Any:
+        if not isinstance(setting, str):
+            return setting
+        return re.sub(r"(?<!\S)[/~]\S+", lambda found: "/".join(found[0].split("/")[-count:]), setting)
+
+    for count in range(1, max((str(s).count("/") for s in settings), default=0) + 1):
+        names = [short(setting, count) for setting in settings]
+        if len(set(names)) == len(settings):
+            return dict(zip(settings, names, strict=True))
+    return {setting: setting for setting in settings}
 
 
 def _telling(configs: list[dict[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from rlhf_cli.evaluation.win_rate import UNTRAINED, earned_moods, moods, who, wi
 from rlhf_cli.report.answers import compared, first_to_hack, golds, label, own_metrics, paired, shown
 from rlhf_cli.report.chart import Chart, Series
 from rlhf_cli.report.curves import band, curve_chart, effect_chart, frontier, within
-from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys
+from rlhf_cli.report.knobs import KNOBS, Arm, Comparison, numeric, other_keys, told_apart
 from rlhf_cli.report.runs import Run
 from rlhf_cli.tracking.text import printable
 
@@ -294,8 +294,9 @@ def arm_name(arm: Arm, arms: list[Arm]) -> str:
         return "this run"
     said = []
     for knob in KNOBS:
-        setting = knob.setting(arm.config)
-        if len({repr(knob.setting(other.config)) for other in arms}) > 1:
+        settings = list(dict.fromkeys(knob.setting(other.config) for other in arms))
+        if len(settings) > 1:
+            setting = told_apart(settings)[knob.setting(arm.config)]
             told = f"{knob.name} {setting:g}" if isinstance(setting, int | float) else str(setting)
             said.append(f"penalty {told}" if knob.name == "n-gram penalty" else told)
     if len({other.config["reward.text"] for other in arms}) == 1:
