@@ -13,6 +13,7 @@ from rlhf_cli.build.algo import algorithm
 from rlhf_cli.build.paths import critic_path, model_path
 from rlhf_cli.build.prompt_data import balanced, check_fit, prefixes, pretraining
 from rlhf_cli.build.rewards import continual, gold_judges, scorer
+from rlhf_cli.build.rows import rows_of_a_pass
 from rlhf_cli.config.schema import Config
 from rlhf_cli.data.prompts import PromptSet, Template
 from rlhf_cli.engine import processes
@@ -126,7 +127,7 @@ def make_experiment(
         optimizer=None,
         generation=generation,
         compute=where,
-        micro_batch_size=config.optim.micro_batch_size,
+        micro_batch_size=rows_of_a_pass(config, actor, values, [*train.ids, *test.ids], where, notify),
         memory=Memory(notify),
         mix=pretraining(config, tokenizer, set(rows["test"]["review"])),
         engine=sampler(config, where, [*train.ids, *test.ids], notify),

@@ -34,7 +34,7 @@ def savings(config: Any, critic: str) -> list[str]:
         "critic=shared": critic == "own",
         "actor.lora.rank=16": not config.actor.rank and config.algo.update == "gradient" and not config.shard,
         "optim.gradient_checkpointing=true": not optim.gradient_checkpointing,
-        "optim.micro_batch_size=1": optim.micro_batch_size > 1,
+        "optim.micro_batch_size=1": optim.micro_batch_size == "auto" or optim.micro_batch_size > 1,
     }
     return [key for key, saves in wanted.items() if saves] or ["a smaller model"]
 
@@ -44,9 +44,10 @@ def work(config: Any, where: Any) -> Any:
 
     from rlhf_cli.engine.budget import Work
 
+    asked = config.optim.micro_batch_size
     words = config.data.max_words + len(f"{config.prompt.system or ''} {config.prompt.user}".split())
     return Work(
-        rows=min(config.optim.micro_batch_size, -(-config.rollout.batch_size // config.algo.minibatches)),
+        rows=min(64 if asked == "auto" else asked, -(-config.rollout.batch_size // config.algo.minibatches)),
         decoded=min(config.rollout.micro_batch_size, config.rollout.batch_size),
         prompt=16 + 2 * words,  # what a template adds, and two tokens a word
         response=config.rollout.max_response_length,

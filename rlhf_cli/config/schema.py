@@ -92,7 +92,7 @@ class Optim(Section):
     weight_decay: float = Field(ge=0)
     max_grad_norm: float = Field(gt=0)
     value_head_lr: Annotated[float | None, Before(None)] = Field(ge=0)
-    micro_batch_size: int = Count
+    micro_batch_size: Annotated[int, Count] | Literal["auto"]
     gradient_checkpointing: bool
 
 
@@ -172,6 +172,8 @@ class Config(Named):
                 f"reward.every_tokens={self.reward.every_tokens} pays while a response is written, but "
                 f"algo.advantage={algo.advantage} sees only whole responses: use algo=ppo, or reward.every_tokens=0"
             )
+        if self.shard and self.optim.micro_batch_size == "auto":
+            raise ValueError("shard=true runs its processes in step: give optim.micro_batch_size a number")
         if self.reward.every_tokens and self.reward.combine == "normalised_sum":
             raise ValueError("reward.combine=normalised_sum pays whole responses: use reward.every_tokens=0")
         if self.actor.rank and (self.shard or algo.update == "trust_region" or algo.steps_per_iteration):

@@ -111,6 +111,20 @@ def budget(
     return {name: size for name, size in found.items() if size}
 
 
+SHARE = 0.9
+"""Of free memory, that rows are counted on."""
+
+
+def rows_within(free: int, actor: Shape, *, critic: str, work: Work, rank: int = 0, captured: bool = True) -> int:
+    """The rows of a pass, `work.rows` at most and 1 at least, that fit in `free` bytes once models are loaded: beside
+    optimizers, gradients, sums with adapters, the copy to decode with, logits, keys and values."""
+    parts = budget(actor, critic=critic, judges=[], work=work, rank=rank, captured=captured)
+    coming = ("optimizers", "gradients", "sums with adapters", "logits", "KV cache")
+    later = sum(parts.get(name, 0) for name in coming) + (2 * actor.parameters if work.half and captured else 0)
+    row = (work.prompt + work.response) * activations(actor, checkpointing=work.checkpointing)
+    return max(1, min(work.rows, int((SHARE * free - later) // row)))
+
+
 def kv_width(shape: Shape) -> int:
     return shape.kv_heads * (shape.hidden // shape.heads)
 

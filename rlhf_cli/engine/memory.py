@@ -1,10 +1,12 @@
 """Memory of this process: its peak, and what to do when it runs out."""
 
 import gc
+import os
 import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,6 +22,19 @@ def peak_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     scale = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def free_bytes(device: torch.device) -> int:
+    """That this process may still take: of a CUDA device, else of the machine's memory (Linux's MemAvailable; elsewhere
+    half of what is built in)."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+    except (OSError, StopIteration, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 _spare: list[Callable[[], None]] = []

@@ -63,6 +63,7 @@ def trainer_state(experiment: Experiment) -> dict[str, Any]:
         "actor_optimizer": policy.optimizer.state_dict() if policy.optimizer else None,
         "critic_optimizer": own.state_dict() if own else None,
         "reward_moments": moments.state_dict() if (moments := experiment.reward.moments) else None,
+        "rows": {"micro_batch": policy.micro_batch_size, "fits": policy.memory.fits},
         **experiment.algo.state_dict(),
     }
 
@@ -74,6 +75,9 @@ def restore_trainer(experiment: Experiment, trainer: dict[str, Any]) -> None:
     if critic and critic.optimizer:
         critic.optimizer.load_state_dict(trainer["critic_optimizer"])
     experiment.algo.load_state_dict(trainer)
+    if rows := trainer.get("rows"):  # sums in another order end in other digits
+        policy.micro_batch_size = rows["micro_batch"]
+        policy.memory.fits |= rows["fits"]
     if experiment.reward.moments and (seen := trainer.get("reward_moments")):
         experiment.reward.moments.load_state_dict(seen)
 
