@@ -241,8 +241,8 @@ def test_flat_and_nested_are_inverse() -> None:
 
 
 def test_only_some_keys_may_change_on_resume() -> None:
-    saved = {"steps": 10, "algo": {"beta": 0.1}, "val": {"every": 5}}
-    new = {"steps": 20, "algo": {"beta": 0.2}, "val": {"every": 1}}
+    saved = {"steps": 10, "algo": {"beta": 0.1}, "val": {"every": 5}, "trust_config": False, "profile_step": None}
+    new = {"steps": 20, "algo": {"beta": 0.2}, "val": {"every": 1}, "trust_config": True, "profile_step": 12}
     assert difference(saved, new) == {"algo.beta": (0.1, 0.2)}
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from rlhf_cli.config.compose import plan
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.layer import rms_norm
 from rlhf_cli.runs.inspection import anomalies, longest, profiled
+from rlhf_cli.training.clock import phase
 from rlhf_cli.training.rollouts import TrainingPrompts
 
 
@@ -41,13 +43,16 @@ def test_profile_leaves_a_trace_and_says_what_took_longest(tmp_path: Path) -> No
     with profiled(False, tmp_path, said.append):
         torch.ones(3).sum()
     assert not said
-    with profiled(True, tmp_path, said.append):
+    with profiled(True, tmp_path, said.append), phase("rollout"):
         torch.mm(torch.ones(400, 400), torch.ones(400, 400))
     assert (tmp_path / "trace.json.gz").stat().st_size
     assert "aten::mm" in (tmp_path / "operations.txt").read_text()
-    assert any(line.startswith("aten::mm ") for line in said)
+    assert {"aten::mm", "rollout"} <= {line.split()[0] for line in said}
+    assert max(map(len, said[1:])) < 80
     config = job("debug=profile")
     assert (config.profile_step, config.steps) == (3, 3)
+    with pytest.raises(UserError, match="profile_step=3: a run of steps=2 never takes it"):
+        job("debug=profile", "steps=2")
 
 
 def test_the_longest_operations_come_first_with_their_share() -> None:
@@ -55,6 +60,9 @@ def test_the_longest_operations_come_first_with_their_share() -> None:
     assert head.split() == ["operation", "ms", "share", "calls"]
     assert first.split() == ["a", "3.0", "75.0%", "2"]
     assert second.split() == ["b", "1.0", "25.0%", "7"]
+    forward, backward = (longest([("attention_" * 6 + end, 1.0, 1)])[1] for end in ("forward", "backward"))
+    assert len(forward) == len(backward) == len(head)
+    assert forward != backward
 
 
 def test_nans_names_the_operation_and_rlhfs_line() -> None:

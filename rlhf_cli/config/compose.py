@@ -33,7 +33,7 @@ CONF = _beside if _beside.is_dir() else _beside.parents[1] / "conf"
 CHANGEABLE_ON_RESUME = (
     "resume", "steps", "val.every", "val.metrics", "checkpoint", "stop", "tracking", "device", "objective", "kl_budget",
     "fail_fast", "shard", "on_nonfinite", "profile_step", "detect_anomaly", "rollout.cuda_graphs",
-    "rollout.vllm_memory", "weights", "name", "tags", "notes",
+    "rollout.vllm_memory", "weights", "name", "tags", "notes", "trust_config",
 )  # fmt: skip
 
 # Our launchers' configs are checked against their plugins' own schemas: what we want, under Hydra's old name for it.

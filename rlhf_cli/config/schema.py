@@ -195,6 +195,8 @@ class Config(Named):
                     f"rollout.batch_size={batch} is not a multiple of algo.{key}={value} "
                     f"(try rollout.batch_size={-(-batch // fits) * fits})"
                 )
+        if self.profile_step and self.profile_step > self.steps:
+            raise ValueError(f"profile_step={self.profile_step}: a run of steps={self.steps} never takes it")
         check_metrics(self.stop.rules, metric_names(self.val.metrics))
         if self.val.prompts > self.data.test:
             raise ValueError(

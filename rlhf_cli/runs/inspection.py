@@ -1,5 +1,6 @@
 """A step looked into: torch's profiler (`profile_step`), and the operation that gives a NaN (`detect_anomaly`)."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,12 +19,14 @@ BORN = re.compile(r"Function '(\w+)' returned nan values")
 @contextmanager
 def profiled(wanted: bool, folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Leave `trace.json.gz` (for chrome://tracing or Perfetto) and `operations.txt` in `folder`, and say the first rows
-    of the second: operations by the time that they took themselves, on the GPU where there is one."""
+    of the second: operations by the time that they took themselves, on the GPU where there is one. The phases of
+    `training/clock.py` stand among them."""
     if not wanted:
         yield
         return
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports on itself
     there = torch.cuda.is_available()
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if there else [])]
     with profile(activities=kinds, acc_events=True) as seen:
@@ -44,8 +47,13 @@ def longest(operations: list[tuple[str, float, int]], rows: int = ROWS) -> list[
     """Lines of a table of (name, milliseconds, calls), those that took longest first."""
     total = sum(ms for _, ms, _ in operations) or 1.0
     first = sorted(operations, key=lambda each: -each[1])[:rows]
-    lines = [f"{name[:48]:48} {ms:9.1f} {ms / total:6.1%} {calls:7}" for name, ms, calls in first]
+    lines = [f"{_short(name):48} {ms:9.1f} {ms / total:6.1%} {calls:7}" for name, ms, calls in first]
     return [f"{'operation':48} {'ms':>9} {'share':>6} {'calls':>7}", *lines]
+
+
+def _short(name: str) -> str:
+    """Without its middle where it is long: kernels' names differ at their ends."""
+    return name if len(name) <= 48 else f"{name[:23]}…{name[-24:]}"
 
 
 @contextmanager

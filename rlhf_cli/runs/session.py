@@ -99,9 +99,9 @@ class Session:
 
     def learn(self, step: int) -> dict[str, float]:
         """A training step with its timings, peak memory, the outer loop, and what is done about non-finite numbers."""
-        x, looks = self.experiment, self.config.profile_step == step
+        x, looks = self.experiment, self.config.profile_step == step and distributed.is_first()
         try:
-            looking = profiled(looks, self.folder / "profile", self.trackers.message)
+            looking = profiled(looks, self.folder / "profile", notify)  # a tracker's messages have no columns
             with anomalies(self.config.detect_anomaly), looking, clock() as seconds:
                 metrics, rollouts = x.step(step)
                 if x.outer:

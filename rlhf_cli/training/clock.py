@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from torch.profiler import record_function
+
 _open: ContextVar[dict[str, float] | None] = ContextVar("clock", default=None)
 
 
@@ -23,7 +25,8 @@ def clock() -> Iterator[dict[str, float]]:
 def phase(name: str) -> Iterator[None]:
     """Time the block, or the decorated function, under this name."""
     start = time.perf_counter()
-    yield
+    with record_function(name):  # so that it stands in a profile as well
+        yield
     if (seconds := _open.get()) is not None:
         key = f"time/{name}_s"
         seconds[key] = seconds.get(key, 0.0) + time.perf_counter() - start
