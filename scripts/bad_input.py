@@ -2,7 +2,8 @@
 
     python scripts/bad_input.py
 
-Each must be refused with exit code 2 and one message without a traceback. Exit code 1 if one is not.
+Each must be refused with exit code 2 (1 where the run had begun) and one message without a traceback. Exit code 1 if
+one is not. What looks odd and must be taken is in scripts/odd_input.py.
 """
 
 import argparse
@@ -33,6 +34,7 @@ class Case:
     argv: list[str]
     part: str
     """What the message must contain."""
+    code: int = 2
 
 
 def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
@@ -133,6 +135,9 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("a stray quote in a CSV", source("q.csv", f"text,label\n{rows}".encode()), "from line 9 on")
     chinese = "".join(json.dumps({"text": "这部电影真的非常好看我很喜欢" * 3}) + "\n" for _ in range(40))
     yield Case("text without spaces", source("zh.jsonl", chinese.encode()), "data.unit=character")
+    half = b'{"text": "half \\ud83d of it"}\n'
+    yield Case("half a character in JSON", source("half.jsonl", half), "row 1: the text holds half a character")
+    yield Case("labels first, a stray quote", source("q2.csv", b'label,text\n1,"a\n0,b\n1,c"\n'), "a quote is missing")
     yield Case("a torn gzip", source("g.jsonl.gz", b"\x1f\x8b\x08"), "cannot be read")
     yield Case("a parquet file that is none", source("h.parquet", b"PAR1"), "cannot be read")
     yield Case(
@@ -142,6 +147,32 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     # rewards of one's own
     yield Case("a reward.fn that is not there", train("reward=python", "reward.fn=nowhere:fn"), "reward.fn=nowhere:fn")
     yield Case("a reward.fn without a colon", train("reward=python", "reward.fn=json"), "module:function")
+
+    (home / "given.py").write_text(
+        "def table(p, r): return {i: 1.0 for i in range(len(r))}\ndef text(p, r): return '1' * len(r)\n"
+        "def bag(p, r): return set(range(len(r)))\ndef few(p, r): return [1.0]\n",
+        encoding="utf-8",
+    )
+    wrong_kinds = {
+        "table": "a dict is no list",
+        "text": "a str is no list",
+        "bag": "a set is no list",
+        "few": "1 scores",
+    }
+    for name, part in wrong_kinds.items():
+        own = train("reward=python", f"reward.fn={home / 'given.py'}:{name}")
+        yield Case(f"a reward.fn that gives a {name}", own, part, code=1)
+    same = "".join(json.dumps({"prompt": f"film {n}", "responses": ["the same", "the same"]}) + "\n" for n in range(20))
+    (home / "same.jsonl").write_text(same, encoding="utf-8")
+    ranked = ["reward-train", "scale=mini", "tracking=none", f"reward_train.data={home / 'same.jsonl'}"]
+    yield Case(
+        "rankings of equal texts", [*ranked, f"hydra.run.dir={home / 'ranked'}"], "there is nothing to learn from"
+    )
+    (home / "one.jsonl").write_text('{"text": "a"}\n{"text": "b"}\n' * 10, encoding="utf-8")
+    mix = train("algo=ppo_ptx", f"algo.ptx_source={home / 'one.jsonl'}")
+    yield Case("a pretraining mix of one-token texts", mix, "two texts of two tokens at least")
+    yield Case("an empty prompt", ["sample", *SMALL, f"actor.path={actor}", "prompt=plain", ""], "a prompt is empty")
+    yield Case("words that are not UTF-8", ["sample", *SMALL, "gr\udcfcn"], "this is not UTF-8")
 
     # run folders
     run = home / "taken"
@@ -170,6 +201,15 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case(
         "eval of a torn checkpoint", ["eval", f"checkpoint={checkpoint}", f"hydra.run.dir={home / 'e'}"], "is torn"
     )
+    yield Case("eval of a step that is not there", ["eval", f"{checkpoint}9"], "there are step_000001")
+    yield Case("compare with nothing", ["compare", str(run), "nowhere"], "against=")
+    foreign = home / "foreign"
+    foreign.mkdir()
+    saved = (run / "config.yaml").read_text(encoding="utf-8").replace("loss: null", "loss: theirs:fn")
+    (foreign / "config.yaml").write_text(saved, encoding="utf-8")
+    told = "trust_config=true, or without them: algo.loss=null"
+    yield Case("eval of a foreign run that names code", ["eval", str(foreign)], told)
+    yield Case("a new run from one that names code", ["train", f"from={foreign}"], told)
     yield Case("eval of nothing", ["eval", "checkpoint=nowhere"], "there is no such folder")
     (home / "half").mkdir()
     (home / "half" / "config.yaml").write_text("seed: [", encoding="utf-8")
@@ -193,6 +233,18 @@ def cases(actor: Path, classifier: Path, home: Path) -> Iterator[Case]:
     yield Case("dashes before a key", ["train", "--experiment=smoke"], "without dashes")
     yield Case("spaces around the equals sign", ["train", "steps", "=", "3"], "as in steps=10")
     yield Case("a number for a name", train("tracking.project=2024"), "in quotes: tracking.project=")
+    yield Case("a number among tags", train("tags=[a,2024]"), "tags=\"['a','2024']\"")
+    yield Case("one tag", train("tags=first"), "in brackets: tags=\"['first']\"")
+    yield Case("a device by its kind", train("device=gpu"), "cpu, cuda, cuda:0")
+    yield Case("a section as one value", train("penalty=None"), "without it: penalty.weight=0")
+    yield Case("a list of actors", train("actor=[qwen_base,qwen_instruct]"), "rlhf sweep actor=")
+    yield Case("a key that is there, with +", train("+algo.beta=0.1"), "type it without +")
+    yield Case("no experiment", train("experiment=null"), "leave experiment= out")
+    yield Case("a glob of nothing", ["sweep", *SMALL, "algo=glob(zz*)"], "this sweep has no job")
+    yield Case("a batch that fits neither", train("algo.minibatches=3"), "(try rollout.batch_size=9)")
+    yield Case("a horizon of nothing", train("algo.beta_target=6", "algo.beta_horizon=0"), "beta_horizon=0")
+    yield Case("a tiny temperature", train("rollout.temperature=1e-9"), "rollout.temperature=1e-09")
+    yield Case("a text that looks like a key", ["sample", *SMALL, "a=b"], "rlhf sample … -- 'the text'")
     yield Case("an objective that is not there", train("objective=val/scoer"), "Did you mean objective=val/score?")
     yield Case(
         "a best that is not there", train("checkpoint.best=val/scoer"), "Did you mean checkpoint.best=val/score?"
@@ -262,13 +314,13 @@ def hub(behaviour: str) -> Iterator[str]:
     server.shutdown()
 
 
-def answer(argv: list[str]) -> tuple[int, str]:
-    """(exit code, what was said on stderr)"""
+def answer(argv: list[str]) -> tuple[int, str, str]:
+    """(exit code, what was said on stderr, and on stdout)"""
     from rlhf_cli.cli import dispatch
 
-    with redirect_stderr(io.StringIO()) as error, redirect_stdout(io.StringIO()):
+    with redirect_stderr(io.StringIO()) as error, redirect_stdout(io.StringIO()) as out:
         code = dispatch(argv)
-    return code, error.getvalue()
+    return code, error.getvalue(), out.getvalue()
 
 
 def one_message(said: str) -> str | None:
@@ -280,9 +332,9 @@ def one_message(said: str) -> str | None:
 
 def judge(case: Case) -> tuple[bool, int, str]:
     """(as it should be, exit code, message)"""
-    code, said = answer(case.argv)
+    code, said, _ = answer(case.argv)
     message = one_message(said)
-    return code == 2 and message is not None and case.part in message, code, message or said
+    return code == case.code and message is not None and case.part in message, code, message or said
 
 
 def misbehaving_hubs(home: Path) -> Iterator[tuple[str, float, int, str]]:

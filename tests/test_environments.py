@@ -16,6 +16,7 @@ from rlhf_cli.cli import _place, dispatch
 from rlhf_cli.config.arguments import parted
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.typed import absolute
 from rlhf_cli.internals.hydra_private import get_args_parser
 from rlhf_cli.report.figure import drawing
 from rlhf_cli.training.pretraining import Pretraining
@@ -89,6 +90,13 @@ def test_a_user_without_a_home_is_told_what_to_give(
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
+
+
+def test_a_text_that_begins_with_a_tilde_is_no_folder() -> None:
+    values = {"prefixes": ["~so", "~/x"], "probe": {"texts": ["~"]}, "notes": "~good"}
+    assert absolute(values) == values
+    with pytest.raises(UserError, match=r"data\.source=~nobody-known/x: this user has no home"):
+        absolute({"data": {"source": "~nobody-known/x"}})
 
 
 @pytest.mark.usefixtures("homeless")

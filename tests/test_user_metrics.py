@@ -8,8 +8,9 @@ import pytest
 import torch
 from helpers.runs import numbers, train
 
-from rlhf_cli.config.compose import _refuse_code, plan
+from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import RunFailed, UserError
+from rlhf_cli.config.trust import refuse_code
 from rlhf_cli.evaluation.user_metrics import measured, user_metrics
 from rlhf_cli.report.answers import own_metrics
 from rlhf_cli.runs.status import read_status
@@ -103,11 +104,11 @@ def test_functions_are_checked_before_a_model_is_loaded(own: Path, name: str, sa
 
 
 def test_somebody_elses_metrics_are_not_run() -> None:
+    theirs = {"val": {"metrics": ["m:f"]}}
     with pytest.raises(UserError, match=r"or without them: val.metrics=\[\]"):
-        _refuse_code(Path("theirs"), {"val": {"metrics": ["m:f"]}}, [])
-    _refuse_code(Path("theirs"), {"val": {"metrics": ["m:f"]}}, ["val.metrics=[]"])
-    with pytest.raises(UserError, match=r"algo.loss=m:f.*or without them: algo.loss=null"):
-        _refuse_code(Path("theirs"), {"algo": {"loss": "m:f"}}, [])
+        refuse_code(Path("theirs"), theirs, set(), trusted=False)
+    refuse_code(Path("theirs"), theirs, {"val.metrics"}, trusted=False)
+    refuse_code(Path("theirs"), theirs, set(), trusted=True)
 
 
 def test_a_run_logs_them_and_keeps_its_best_by_one(own: Path) -> None:

@@ -21,7 +21,7 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     keys: list[str] = []
     words: list[str] = []
-    wanted = map(as_utf8, argv)
+    wanted = iter(argv)
     for word in wanted:
         if word == "--" and (command in TEXTS or command in FOLDERS):
             words += wanted  # whatever they look like
@@ -35,6 +35,8 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
             words.append(word)
         else:
             keys.append(word)
+    if command in TEXTS:
+        words = [as_utf8(word) for word in words]
     most = FOLDERS.get(command)
     if most is not None and len(words) > most:
         what = "two runs, or one and the untrained actor" if command == "compare" else "one run or checkpoint"
@@ -44,16 +46,12 @@ def parted(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
 
 def as_utf8(word: str) -> str:
     """The word; where the locale could not read its bytes, read as UTF-8. Raises UserError where they are not."""
-    if word.isprintable() and word.isascii():
+    if not any("\ud800" <= sign <= "\udfff" for sign in word):
         return word
     try:
-        word.encode()
-    except UnicodeEncodeError:
-        try:
-            return os.fsencode(word).decode()
-        except UnicodeDecodeError:
-            raise UserError(f"{word.encode('ascii', 'backslashreplace').decode()}: this is not UTF-8") from None
-    return word
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        raise UserError(f"{word.encode('ascii', 'backslashreplace').decode()}: this is not UTF-8") from None
 
 
 def one_by_one(typed: str) -> list[str]:

@@ -20,14 +20,16 @@ def function_named(dotted: str, key: str, arguments: int | None = None) -> Calla
 
     `arguments`: how many it must take by position. Raises UserError where there is none.
     """
-    module_name, _, name = dotted.rpartition(":")
+    module_name, colon, name = dotted.rpartition(":")
+    if not (colon and module_name and name):
+        raise UserError(f"{key}={dotted}: wanted is module:function, of this folder or installed")
     try:
         found = _of_file(Path(module_name)) if module_name.endswith(".py") else _module(module_name)
         function = getattr(found, name)
         if not callable(function):
             raise TypeError(f"{name} is no function")
         if arguments is not None:
-            _takes(function, arguments)
+            _takes(function, arguments, key)
     except Exception as error:
         raise _wrong(dotted, key, error) from error
     except SystemExit as error:
@@ -80,7 +82,15 @@ def _of_file(file: Path) -> ModuleType:
     return made
 
 
-def _takes(function: Callable[..., Any], count: int) -> None:
+GIVEN = {
+    "reward.fn": "prompts, responses",
+    "val.metrics": "prompts, responses",
+    "algo.loss": "logprobs, old_logprobs, advantages, mask",
+}
+"""What a function is called with."""
+
+
+def _takes(function: Callable[..., Any], count: int, key: str) -> None:
     """Raise TypeError unless it can be called with so many arguments."""
     try:
         signature = inspect.signature(function)
@@ -89,4 +99,6 @@ def _takes(function: Callable[..., Any], count: int) -> None:
     try:
         signature.bind(*range(count))
     except TypeError as error:
-        raise TypeError(f"{function.__name__}{signature} is called with {count} arguments: {error}") from None
+        named = GIVEN.get(key, f"{count} arguments")
+        told = f"it is called with {count} arguments ({named}), and {function.__name__} does not take them"
+        raise TypeError(f"{told}: {error}") from None

@@ -1,6 +1,7 @@
 """What was typed beside keys, and from where: words that reach the config as they are, paths that become absolute."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FILES = (
     ("hacking", "topic"),
     ("hacking", "abuse"),
 )
+SAID = ("prefixes", "probe.texts", "name", "tags", "notes", "title", "prompt.user", "prompt.system")
+"""Keys of words for people and models, no paths."""
 FOLDERS = ("cache_dir", "resume", "checkpoint", "against", "from")
 
 
@@ -78,7 +81,7 @@ def absolute(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(cache := values.get("cache_dir"), str) and not cache.strip():
         raise UserError("RLHF_CACHE is empty, or cache_dir=: unset it, or name a folder")
     for key, text in _texts(values):
-        if text.startswith("~"):
+        if re.match(r"~[\w.-]*(/|$)", text) and key not in SAID:
             has_home(text, key)
     for key in FOLDERS:
         if isinstance(values.get(key), str) and values[key] not in ("none", "auto", "last"):

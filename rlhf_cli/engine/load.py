@@ -16,6 +16,7 @@ from rlhf_cli.config.folders import GGUF, is_gguf, names_a_folder
 from rlhf_cli.engine import lora, plain
 from rlhf_cli.engine.dropout import without_dropout
 from rlhf_cli.engine.gate import facts_of, way_of
+from rlhf_cli.engine.load_errors import why_not
 from rlhf_cli.engine.value_head import ValueModel, head_size, restore_head, saved_head
 
 
@@ -291,8 +292,8 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
             raise UserError(f"reading {options['gguf_file']} needs two packages: pip install 'rlhf[gguf]'") from error
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be loaded as {auto.__name__.removeprefix('Auto')}: {first}") from error
+        kind = auto.__name__.removeprefix("Auto")
+        raise UserError(f"{path} cannot be loaded as {kind}: {why_not(path, error)}") from error
 
 
 def _placed(model: Any, device: torch.device) -> Any:

@@ -109,7 +109,8 @@ class Judge:
                 return parse(reply.json()["choices"][0]["message"]["content"])
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 fault = f"a reply that is no number from 0 to 10 ({error})"
-        raise JudgeError(f"{self.url} gave no score in {self.retries + 1} tries; the last: {fault}")
+        tries = "one try" if self.retries == 0 else f"{self.retries + 1} tries; the last"
+        raise JudgeError(f"{self.url} gave no score in {tries}: {fault}")
 
     def _tell(self, fault: str) -> None:
         """Once: a run that waits for a judge should not look as if it hung."""
