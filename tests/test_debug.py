@@ -5,13 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.bandit import Bandit
 
 from rlhf_cli.config.compose import plan
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.prompts import PromptSet
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.layer import rms_norm
+from rlhf_cli.engine.module_outputs import first_nonfinite
+from rlhf_cli.runs import training_run
 from rlhf_cli.runs.inspection import anomalies, longest, profiled
+from rlhf_cli.runs.nonfinite import advice
 from rlhf_cli.training.clock import phase
 from rlhf_cli.training.rollouts import TrainingPrompts
 
@@ -79,3 +83,45 @@ def test_nans_names_the_operation_and_rlhfs_line() -> None:
         (rms_norm(x, torch.ones(8), 0.0)).sum().backward()
     with pytest.raises(RuntimeError, match="another"), anomalies(True):
         raise RuntimeError("another")
+
+
+def test_nans_keeps_the_batch_and_names_a_line_that_is_not_rlhfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    bandit = Bandit("algo=grpo")
+    actor_loss = type(bandit.algorithm).actor_loss
+
+    def rooted(self, batch, logprobs, *args, **options):
+        loss, metrics = actor_loss(self, batch, logprobs, *args, **options)
+        return loss + (logprobs * 0).sqrt().sum(), metrics  # a reward's advantage: words that advice goes by
+
+    monkeypatch.setattr(type(bandit.algorithm), "actor_loss", rooted)
+    with (
+        pytest.raises(NonFinite, match=r"that \w+ gave \(of .*tests/test_debug\.py:\d+ rooted: .*sqrt") as caught,
+        anomalies(True),
+    ):
+        bandit.step(1)
+    assert len(caught.value.evidence["rollouts"]) == len(caught.value.evidence["batch"].rollout) == 64
+    assert advice(caught.value.what).startswith("that line")
+
+
+@pytest.mark.parametrize("critic", ["algo=ppo", "critic=shared"])
+def test_the_module_is_named_where_numbers_first_are_not_finite(critic: str) -> None:
+    bandit = Bandit("algo=ppo", critic)
+    bandit.step(1)
+    norm = bandit.actor.model.layers[0].post_attention_layernorm
+    score, rollout = bandit.critic.model.score, bandit.rollout
+    assert first_nonfinite(bandit.actor, rollout, 8) is first_nonfinite(bandit.critic.model, rollout, 8) is None
+    with torch.no_grad():
+        score.weight[0, 3] = float("inf")
+    assert first_nonfinite(bandit.critic.model, rollout, 8) == "score (Linear; its weights are not finite)"
+    with torch.no_grad():
+        norm.weight.fill_(3e38)
+    found = first_nonfinite(bandit.actor, rollout, 8)
+    assert found == "model.layers.0.post_attention_layernorm (Qwen2RMSNorm; its input and its weights are finite)"
+    assert not any(module._forward_hooks for module in bandit.actor.modules())
+
+
+def test_a_nan_that_one_process_finds_is_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_run.distributed, "world", lambda: 2)
+    training_run._fits(job("debug=nans"))
+    with pytest.raises(UserError, match="use on_nonfinite=stop"):
+        training_run._fits(job("debug=nans", "on_nonfinite=skip"))

@@ -56,6 +56,7 @@ def test_a_reward_that_is_no_number_stops_the_run(
     reason = json.loads((folder / "reason.json").read_text())
     assert reason["rows"] == [2]
     assert reason["weights that are not finite"] == {"actor": 0, "critic": 0}
+    assert reason["first modules that are not finite"] == {}
     texts = [json.loads(line) for line in (folder / "texts.jsonl").read_text().splitlines()]
     assert [row["score"] is None for row in texts] == [i == 2 for i in range(8)]
     assert load_file(folder / "batch.safetensors")["scores"].isnan().tolist() == [i == 2 for i in range(8)]

@@ -24,11 +24,11 @@ class NonFinite(RunFailed):
 
 @contextmanager
 def evidence(**known: Any) -> Iterator[None]:
-    """A NonFinite raised inside takes this along."""
+    """An error raised inside takes this along: a NonFinite, or what anomaly detection will make one of."""
     try:
         yield
-    except NonFinite as fault:
-        fault.evidence = known | fault.evidence
+    except Exception as error:
+        vars(error)["evidence"] = known | vars(error).get("evidence", {})
         raise
 
 

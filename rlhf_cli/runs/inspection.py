@@ -12,7 +12,7 @@ import torch
 from rlhf_cli.engine.finite import NonFinite
 
 ROWS = 25
-FRAME = re.compile(r'File ".*?/(rlhf_cli/[^"]+)", line (\d+), in (\w+)\n\s+(.+)')
+FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)')
 BORN = re.compile(r"Function '(\w+)' returned nan values")
 
 
@@ -58,7 +58,7 @@ def _short(name: str) -> str:
 
 @contextmanager
 def anomalies(wanted: bool) -> Iterator[None]:
-    """Raise NonFinite with the operation whose backward pass gave a NaN, and rlhf's line that computed it."""
+    """Raise NonFinite with the operation whose backward pass gave a NaN, and the line that computed it."""
     if not wanted:
         yield
         return
@@ -69,12 +69,14 @@ def anomalies(wanted: bool) -> Iterator[None]:
         except RuntimeError as error:
             if not (born := BORN.search(str(error))):
                 raise
-            raise NonFinite(
-                f"the gradient that {born[1]} gave{_where([str(each.message) for each in told])} is"
-            ) from error
+            what = f"the gradient that {born[1]} gave{_where([str(each.message) for each in told])} is"
+            raise NonFinite(what, **vars(error).get("evidence", {})) from error
 
 
 def _where(told: list[str]) -> str:
-    """Of torch's warning, which has the whole way to the forward operation: rlhf's last step on it."""
-    frames = [found for text in told for found in FRAME.findall(text)]
-    return f" (of {frames[-1][0]}:{frames[-1][1]} {frames[-1][2]}: {frames[-1][3].strip()})" if frames else ""
+    """Of torch's warning, which has the whole way to the forward operation: the last step on it that is not torch's."""
+    frames = [found for text in told for found in FRAME.findall(text) if "/torch/" not in found[0]]
+    if not frames:
+        return ""
+    file, line, function, code = frames[-1]
+    return f" (of {'/'.join(Path(file).parts[-3:])}:{line} {function}: {code.strip()})"

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.lora import learned
+from rlhf_cli.engine.module_outputs import first_nonfinite
 from rlhf_cli.tracking.jsonl import as_line
 from rlhf_cli.training.policy import models
 
+MODELS = ("actor", "critic", "reference")
 ADVICE = {
+    "gradient that": "that line: a root, a logarithm or a quotient has no gradient at 0",
     "reward": "read the responses of these rows in texts.jsonl: the reward source gave no number for them",
     "reference": "the reference model's weights or dtype: try precision=fp32, check actor.path",
     "value": "the critic: lower optim.critic_lr, check critic.path",
@@ -37,16 +41,46 @@ def report_nonfinite(
 ) -> None:
     """Dump the batch and say what to look at. Raises RunFailed where on_nonfinite=stop."""
     place = folder / f"nonfinite_step_{step:06d}"
+    modules = first_modules(fault, experiment)
     if processes.is_first():
-        dump(fault, experiment, config, step, place)
-    advice = next((text for sign, text in ADVICE.items() if sign in fault.what), "batch.safetensors")
-    text = f"step {step}: {fault}; no weight was changed by it. Kept: {place}. Look at {advice}."
+        dump(fault, experiment, config, step, place, modules)
+    named = "".join(
+        f" The {model}'s first module that is not finite: {name}." for model, name in modules.items() if name
+    )
+    text = f"step {step}: {fault}; no weight was changed by it.{named} Kept: {place}. Look at {advice(fault.what)}."
     if config.on_nonfinite == "stop":
         raise RunFailed(f"{text} (on_nonfinite=skip leaves such steps out.)") from fault
     say(f"{text} The rest of this step is left out (on_nonfinite=skip).")
 
 
-def dump(fault: NonFinite, experiment: Experiment, config: Config, step: int, folder: Path) -> None:
+def advice(what: str) -> str:
+    """What to look at where `what` is not finite."""
+    return next((text for sign, text in ADVICE.items() if sign in what), "batch.safetensors")
+
+
+def first_modules(fault: NonFinite, experiment: Experiment) -> dict[str, str | None]:
+    """The module of each model where the batch first gives numbers that are not finite; None where there is none.
+
+    Empty where no batch is known, and of models that are split over processes: a forward pass is all processes' work.
+    """
+    known, policy = fault.evidence, experiment.policy
+    source = known.get("batch") or known.get("rollouts")
+    found: dict[str, str | None] = {}
+    for name, model in zip(MODELS, models(policy, experiment.critic, experiment.reference), strict=True):
+        if source is not None and model is not None and not processes.is_split(model):
+            with policy.compute.autocast():
+                found[name] = policy.fit("reading", partial(first_nonfinite, model, source.rollout))
+    return found
+
+
+def dump(
+    fault: NonFinite,
+    experiment: Experiment,
+    config: Config,
+    step: int,
+    folder: Path,
+    modules: dict[str, str | None],
+) -> None:
     """Leave batch.safetensors, texts.jsonl, config.yaml and reason.json in `folder`: nothing in them can run."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {"rng": torch.get_rng_state()}
@@ -77,6 +111,7 @@ def dump(fault: NonFinite, experiment: Experiment, config: Config, step: int, fo
         "step": step,
         "what": fault.what,
         "rows": fault.rows,
+        "first modules that are not finite": modules,
         "parameters": fault.evidence.get("parameters"),
         "random numbers": {"seed": config.seed, "step": step, "note": "every draw is a function of these two"},
         "weights that are not finite": {"actor": not_finite(actor), "critic": not_finite(critic)},

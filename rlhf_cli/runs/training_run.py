@@ -92,6 +92,10 @@ def _fits(config: Config) -> None:
     smallest = min(config.rollout.batch_size, config.val.prompts)
     if count > smallest:
         raise UserError(f"{count} processes for rollout.batch_size and val.prompts of {smallest}: start fewer")
+    if config.detect_anomaly and config.on_nonfinite == "skip" and count > 1:
+        raise UserError(
+            "detect_anomaly=true finds a NaN in one process, and the others would wait for it: use on_nonfinite=stop"
+        )
     rows = config.rollout.batch_size // config.algo.minibatches
     if config.shard and rows % count:
         raise UserError(
