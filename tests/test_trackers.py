@@ -120,6 +120,12 @@ def test_mlflow_holds_what_metrics_jsonl_holds(tmp_path: Path, monkeypatch: pyte
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "7", "algo.beta": "0.05"}
     assert len(client.list_artifacts(run.info.run_id, "samples")) == 2
+    resumed = make_trackers(["mlflow"], tmp_path, {}, steps=4, resume_step=3, **OPTIONS)
+    resumed.log(4, {"train/score": 0.75})
+    resumed.finish("done")
+    (again,) = client.search_runs([run.info.experiment_id])
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert again.data.metrics["train/score"] == 0.75
 
 
 class Broken:

@@ -12,11 +12,14 @@ LONGEST = 500
 """Characters of a parameter that MLflow takes."""
 AT_ONCE = 100
 """Parameters of one call."""
+RUN = "mlflow_run"
+"""The file in a run's folder that names its MLflow run, so that a resumed one goes on there."""
 ENDS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 
 class MlflowTracker:
-    """Metrics by step, the config as parameters, samples as JSON artifacts."""
+    """Metrics by step, the config as parameters, samples as JSON artifacts. Steps that a resumed run takes again stand
+    there twice."""
 
     def __init__(
         self, folder: Path, config: dict[str, Any], *, project: str, name: str | None, group: str | None
@@ -24,9 +27,13 @@ class MlflowTracker:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param
 
-        self._metric = Metric
+        self._metric, named = Metric, folder / RUN
         own = os.environ.get("MLFLOW_TRACKING_URI") is None
         self._client = MlflowClient(f"sqlite:///{(folder / 'mlflow.db').absolute()}" if own else None)
+        if named.is_file():
+            self._run = named.read_text(encoding="utf-8").strip()
+            self._client.update_run(self._run, status="RUNNING")
+            return
         known = self._client.get_experiment_by_name(project)
         artifacts = (folder / "mlflow").absolute().as_uri() if own else None
         experiment = known.experiment_id if known else self._client.create_experiment(project, artifacts)
@@ -36,6 +43,7 @@ class MlflowTracker:
         params = [Param(key, str(value)[:LONGEST]) for key, value in leaves]
         for at in range(0, len(params), AT_ONCE):
             self._client.log_batch(self._run, params=params[at : at + AT_ONCE])
+        named.write_text(self._run + "\n", encoding="utf-8")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         now = int(1000 * time.time())
