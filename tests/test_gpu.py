@@ -1,5 +1,7 @@
 """What only a CUDA GPU can tell: `pytest -m gpu`, or `python scripts/gpu.py`. Skipped where there is none."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.study import GPU, Study, tiny
@@ -9,6 +11,7 @@ from rlhf_cli.engine.load import lowered
 from rlhf_cli.engine.read import response_logprobs
 from rlhf_cli.engine.sample import sample
 from rlhf_cli.rl.rollout import Prompts, Rollout
+from rlhf_cli.runs.inspection import profiled
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,3 +69,10 @@ def test_steps(algo: str, dtype: torch.dtype) -> None:
     assert first["train/grad_norm"] > 0
     assert first["train/logprob_mismatch"] < (1e-3 if dtype == torch.float32 else 0.2)
     assert study.step(2)["train/kl"] != 0.0
+
+
+def test_a_profile_is_of_the_gpu(tmp_path: Path) -> None:
+    said: list[str] = []
+    with profiled(True, tmp_path, said.append):
+        torch.mm(torch.ones(400, 400, device=GPU), torch.ones(400, 400, device=GPU)).sum().item()
+    assert any("gemm" in line or "nvjet" in line or "aten::mm" in line for line in said)

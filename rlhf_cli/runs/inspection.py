@@ -32,7 +32,7 @@ def profiled(wanted: bool, folder: Path, say: Callable[[str], None]) -> Iterator
     with profile(activities=kinds, acc_events=True) as seen:
         yield
     folder.mkdir(parents=True, exist_ok=True)
-    by = "self_cuda_time_total" if there else "self_cpu_time_total"
+    by = "self_device_time_total" if there else "self_cpu_time_total"
     averages = seen.key_averages()
     seen.export_chrome_trace(str(folder / "trace.json.gz"))
     (folder / "operations.txt").write_text(
