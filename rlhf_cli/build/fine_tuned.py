@@ -12,7 +12,7 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.config.weights import find
 from rlhf_cli.engine.device import compute
 
-VERSION = 3
+VERSION = 4
 """Raise it when the recipe changes what it makes."""
 SEED = 0
 """These are fixed, as hub models are."""
