@@ -250,6 +250,9 @@ def _sweep(planned: Any, argv: list[str]) -> int:
         from rlhf_cli.sweeps.sweep import start
 
         return _answered(lambda: start(planned, [a for a in argv if a not in ("--multirun", "-m")]))
+    from rlhf_cli.sweeps.sweep import set_id_aside
+
+    set_id_aside()
     argv = ["--multirun", *(a for a in argv if a not in ("--multirun", "-m"))]
     code = _run(planned.command, [*argv, f"hydra.sweep.dir={quoted(planned.sweep_dir)}"])
     from rlhf_cli.sweeps.table import show

@@ -36,6 +36,7 @@ class Odd:
 
 def cases(home: Path) -> Iterator[Odd]:
     """Every odd input, with its files under `home`; the first makes the run that others read."""
+    home.mkdir(exist_ok=True)
     texts = [f"n{number} {mood} on day {number} by the sea" for number in range(20) for mood in MOODS]
 
     def data(name: str, content: str, *typed: str) -> list[str]:
@@ -74,12 +75,11 @@ def cases(home: Path) -> Iterator[Odd]:
     chosen = ["sweep", "--dry-run", "scale=mini", "experiment=choice(sweep_beta,smoke)"]
     yield Odd("several experiments, one of them a sweep", chosen, "16 jobs")
     yield Odd("a comma in --config-dir of a sweep", ["sweep", *mine[1:], "seed=0,1"], "beta: 0.5")
-    yield Odd("values without quotes", [*dry, "notes=it's été & #1!", "name=日本"], "notes: it's été")
+    yield Odd("values without quotes", [*dry, "notes=it's été & #1!", "name=日本"], "été & #1!")
     yield Odd("a home folder without quotes", [*dry, "data.source=~/reviews.csv"], "source: ~/reviews.csv")
     yield Odd("1e-05 in a W&B sweep", ["sweep", "wandb", "scale=mini", "algo.beta=1e-05,0.1"], "- 1.0e-05")
-    spoken = ["what a \\o/ movie", "it cost ${10}", "+1 would watch", "~so", ""]
-    sample = ["sample", *SMALL, *spoken]
-    yield from (Odd(f"sample {text!r}", sample, text) for text in spoken[:4])
+    for text in ("what a \\o/ movie", "it cost ${10}", "+1 would watch", "~so"):
+        yield Odd(f"sample {text!r}", ["sample", *SMALL, text], text)
     yield Odd("sample: words behind --", ["sample", *SMALL, "--", "a=b", "--multirun"], "a=b")
     judged = ["eval", str(run), "--config-dir", str(odd), f"hydra.run.dir={_q(home / 'judged')}"]
     yield Odd("eval of a run's folder, --config-dir behind it", judged, "written")
@@ -141,7 +141,7 @@ def main() -> int:
         for odd in cases(Path(folder)):
             good, code, said = judge(odd)
             wrong, tried = wrong + (not good), tried + 1
-            cell = " ".join(said.replace(folder, "…").split()).replace("|", "\\|")
+            cell = " ".join(said.replace(folder, "…").replace(os.getcwd(), ".").split()).replace("|", "\\|")
             print(f"| {odd.what} | {code}{'' if good else ' **WRONG**'} | {cell[:160]} |", flush=True)
     print(f"\n{tried} inputs tried, {tried - wrong} taken as they should be")
     return int(wrong > 0)

@@ -1,4 +1,5 @@
-"""Every wrong input of scripts/bad_input.py is one message and exit code 2; no slow hub keeps anybody waiting."""
+"""Every wrong input of scripts/bad_input.py is one message, what looks odd and is right is taken, no slow hub keeps
+anybody waiting."""
 
 import sys
 import time
@@ -11,6 +12,7 @@ from rlhf_cli.miniatures.build import miniature
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import bad_input
+import odd_input
 
 
 def test_every_wrong_input_is_one_message(cache: Path, tmp_path: Path) -> None:
@@ -23,6 +25,15 @@ def test_every_wrong_input_is_one_message(cache: Path, tmp_path: Path) -> None:
             wrong[case.what] = (code, message)
     assert not wrong
     assert not list(tmp_path.rglob("ran"))  # the program among the weights
+
+
+def test_what_looks_odd_is_taken(cache: Path, tmp_path: Path) -> None:
+    """Of scripts/odd_input.py what loads no model and needs no process of its own."""
+    every = [case for case in odd_input.cases(tmp_path / "odd") if not case.environment]
+    odd = [case for case in every if case.argv[0] in ("data", "sweep") or "--dry-run" in case.argv]
+    wrong = {case.what: (code, said) for case in odd for good, code, said in [odd_input.judge(case)] if not good}
+    assert len(odd) > 12
+    assert not wrong
 
 
 @pytest.mark.parametrize("behaviour", ["hangs", "fails", "drips"])

@@ -5,6 +5,7 @@ import os
 import pwd
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,11 @@ from rlhf_cli.cli import _place, dispatch
 from rlhf_cli.config.arguments import parted
 from rlhf_cli.config.compose import CONF, plan
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.config.folders import claimed
 from rlhf_cli.config.typed import absolute
 from rlhf_cli.internals.hydra_private import get_args_parser
 from rlhf_cli.report.figure import drawing
+from rlhf_cli.sweeps.sweep import set_id_aside
 from rlhf_cli.training.pretraining import Pretraining
 
 PACKAGE = Path(__file__).parents[1] / "rlhf_cli"
@@ -133,6 +136,46 @@ def test_a_command_that_writes_takes_a_name_of_its_own() -> None:
         text = file.read_text(encoding="utf-8")
         if "\n    dir: outputs/" in text:
             assert f"_{file.stem}\n" in text, file.name
+
+
+def test_a_folder_is_one_commands_alone(tmp_path: Path) -> None:
+    """Also of commands that ask in the same instant."""
+    wanted = str(tmp_path / "12-00-00_eval")
+    with ThreadPoolExecutor(8) as pool:
+        places = list(pool.map(lambda _: claimed(wanted), range(16)))
+    assert len(set(places)) == 16
+    assert {Path(place).name for place in places} == {"12-00-00_eval", *(f"12-00-00_eval_{n}" for n in range(2, 17))}
+
+
+def test_what_is_saved_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is resumed and judged from any folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def fn(prompts, responses): return [0.0]\n", encoding="utf-8")
+    (tmp_path / "act").mkdir()
+    given = {
+        "cache_dir": "c", "resume": "auto", "from": "../run", "data": {"source": "films.csv"},
+        "actor": {"path": "act"}, "critic": {"path": "./act"}, 
+        "gold": {"path": "owner/model", "others": {"x": {"fn": "mine:fn"}}},
+        "reward": {"fn": "mine:fn", "sources": {"a": {"path": "act"}}}, "val": {"metrics": ["mine:fn", "json:dumps"]},
+        "algo": {"loss": "mine:fn", "ptx_source": "imdb"}, "hacking": {"topic": "auto", "abuse": "words.txt"},
+    }  # fmt: skip
+    here, own = str(tmp_path), f"{tmp_path}/mine.py:fn"
+    assert absolute(given) == {
+        "cache_dir": f"{here}/c", "resume": "auto", "from": f"{tmp_path.parent}/run",
+        "data": {"source": f"{here}/films.csv"}, "actor": {"path": f"{here}/act"}, "critic": {"path": f"{here}/act"},
+        "gold": {"path": "owner/model", "others": {"x": {"fn": own}}},
+        "reward": {"fn": own, "sources": {"a": {"path": f"{here}/act"}}}, "val": {"metrics": [own, "json:dumps"]},
+        "algo": {"loss": own, "ptx_source": "imdb"}, "hacking": {"topic": "auto", "abuse": f"{here}/words.txt"},
+    }  # fmt: skip
+    assert absolute(absolute(given)) == absolute(given)
+
+
+def test_one_wandb_id_is_not_every_jobs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abc")
+    set_id_aside()
+    set_id_aside()
+    assert "WANDB_RUN_ID" not in os.environ
+    assert capsys.readouterr().out.count("WANDB_RUN_ID is set aside") == 1
 
 
 def test_figures_are_ours_whatever_matplotlib_is_set_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,24 @@ def ranked_file(folder: Path, count: int) -> Path:
     return file
 
 
+def test_pairs_that_the_model_cannot_tell_apart_are_left_out(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Equal texts, and such as truncation makes equal: a long prompt loses its start, and never the response."""
+    path = build.miniature("roberta_base", source="generated", cache_dir=cache)
+    reward = LearnedReward(path, device=torch.device("cpu"), batch_size=8, dtype=torch.float32, new_head=True)
+    long = RankedGroup("a film " * 700, ["that I loved", "that I hated"], [0, 1])
+    half = RankedGroup("film", ["good", "good", "bad"], [0, 1, 2])
+    assert reward_run.told_apart([long, RankedGroup("film", ["same", "same"], [0, 1]), half], reward) == [
+        long,
+        RankedGroup("film", ["good", "bad"], [0, 2]),
+    ]
+    said = capsys.readouterr().out
+    assert "2 texts are longer than" in said
+    assert "their prompts lose their start" in said
+    assert "2 responses are equal to another of their prompt and are left out; 2 groups are left" in said
+    with pytest.raises(UserError, match="nothing to learn from"):
+        reward_run.told_apart([RankedGroup("film", ["same", "same"], [0, 1])], reward)
+
+
 def test_collate_keeps_groups_together() -> None:
     groups = [RankedGroup("A", ["x", "y"], [0, 1]), RankedGroup("B", ["z", "v", "w"], [1, 0, 0])]
     texts, ranks, ids = collate(groups)

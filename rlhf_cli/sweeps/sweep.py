@@ -125,13 +125,17 @@ def start(plan: Plan, typed: list[str]) -> int:
         again = f"rlhf sweep resume={shell(folder)}"
         raise UserError(f"{folder} already holds a sweep: {again}, or another hydra.sweep.dir=")
     _needs(plan)
-    if len(plan.jobs) > 1 and os.environ.pop("WANDB_RUN_ID", ""):
-        print("WANDB_RUN_ID is set aside: under one id all jobs of a sweep would be one W&B run", flush=True)
     written = record(plan, typed)
     _no_twins(written["jobs"])
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / RECORD, json.dumps(written, indent=1) + "\n")
     return run(plan, folder)
+
+
+def set_id_aside() -> None:
+    """Under one WANDB_RUN_ID all jobs of a sweep would be one W&B run."""
+    if os.environ.pop("WANDB_RUN_ID", ""):
+        print("WANDB_RUN_ID is set aside: under one id all jobs of a sweep would be one W&B run", flush=True)
 
 
 def _no_twins(jobs: list[dict[str, Any]]) -> None:
@@ -230,6 +234,8 @@ def _key(override: str) -> str:
 
 def run(plan: Plan, folder: Path) -> int:
     """Launch the jobs of a sweep that are not done; write and print its table; returns the exit code."""
+    if len(plan.jobs) > 1:
+        set_id_aside()
     from rlhf_cli.config.errors import INTERRUPTED
     from rlhf_cli.sweeps.table import show
 
