@@ -156,8 +156,7 @@ def train(start: str, texts: Material, recipe: Recipe, *, device: torch.device, 
 
 
 PERFECT = 0.995
-"""Macro F1 of the texts that are looked at, from which there is nothing left to learn from them: reviews that rlhf wrote
-itself are told apart after a third of the steps."""
+"""Macro F1 of the texts that are looked at, from which nothing is left to learn."""
 
 
 class _Best:
