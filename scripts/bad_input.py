@@ -370,12 +370,8 @@ def main() -> int:
         def row(what: str, good: bool, code: int, message: str) -> None:
             nonlocal wrong, tried
             wrong, tried = wrong + (not good), tried + 1
-            cell = (
-                message.replace(str(actor), "ACTOR")
-                .replace(str(classifier), "CLASSIFIER")
-                .replace(folder, "…")
-                .replace(os.getcwd(), ".")
-            )
+            cell = message.replace(str(actor), "ACTOR").replace(str(classifier), "CLASSIFIER")
+            cell = cell.replace(folder, "…").replace(os.getcwd(), ".")
             cell = " ".join(cell.split()).replace("|", "\\|")
             print(f"| {what} | {code}{'' if good else ' **WRONG**'} | {cell[:300]} |", flush=True)
 
