@@ -207,3 +207,10 @@ def test_reading_finds_the_way_of_a_model_that_was_not_loaded_here(tmp_path: Pat
     with torch.no_grad():
         found = read(model, rollout, temperature=0.9)
     assert gap(found.logprobs, alone(model, rollout, 0.9)[0]) < 1e-4
+
+
+def test_a_model_whose_numbers_are_not_finite_is_called_so() -> None:
+    model = make("qwen2")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    assert "not finite" in gate.way_of(model).why

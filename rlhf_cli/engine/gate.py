@@ -5,6 +5,7 @@ plain way may count on is checked in the same manner, because few models promise
 that left padding changes nothing, that a KV cache continues exactly, that rows may leave it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -115,6 +116,8 @@ def _look(model: Any) -> Way:
     limit = TOLERANCE.get(next(model.parameters()).dtype, LOW_TOLERANCE)
     if difference <= limit:
         return Way(decoder, "", difference)
+    if not math.isfinite(difference):
+        return Way(None, "its log-probs are not finite: look at its weights", difference)
     return Way(None, f"the fast way differs by {difference:.2g} nats", difference)
 
 
