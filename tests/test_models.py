@@ -209,8 +209,9 @@ def test_reading_finds_the_way_of_a_model_that_was_not_loaded_here(tmp_path: Pat
     assert gap(found.logprobs, alone(model, rollout, 0.9)[0]) < 1e-4
 
 
-def test_a_model_whose_numbers_are_not_finite_is_called_so() -> None:
-    model = make("qwen2")
+def test_a_model_whose_numbers_are_not_finite_is_called_so(tmp_path: Path, tokens: Any) -> None:
+    actor = load_actor(str(make("qwen2", tmp_path / "model", tokens)), device=CPU)
+    del actor.__dict__[gate.WAY]
     with torch.no_grad():
-        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
-    assert "not finite" in gate.way_of(model).why
+        actor.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    assert "not finite" in gate.way_of(actor).why
