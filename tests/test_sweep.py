@@ -9,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.commands.train import worth
-from rlhf_cli.config.compose import plan
+from rlhf_cli.config.compose import plan, plan_jobs
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.runs.status import alive, read_status, write_status
 from rlhf_cli.sweeps.table import as_csv, cell, markdown, settings
 
@@ -287,3 +289,34 @@ def test_params_of_an_experiment_are_swept_and_typed_ones_win(tmp_path: Path) ->
     assert [(j.algo.beta, j.seed) for j in jobs] == [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
     jobs = plan("train", ["scale=mini", "experiment=mine", "seed=7"], multirun=True, config_dir=str(tmp_path)).jobs
     assert [(j.algo.beta, j.seed) for j in jobs] == [(0.1, 7), (0.2, 7)]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["algo=ppo,grpo", "seed=1,2", "algo.beta=0.1,0.2"],
+        ["experiment=sweep_beta", "seed=0,1", "reward=vader", "penalty.n=[2,3]"],
+        ["gold=vader", "+gold@gold.others.roberta_base=roberta_base", "tags=[a],[b]", "optim.actor_lr=1e-5"],
+        ["debug=fast", "steps=3,4", "prompt.user='a {prefix}'", "actor=qwen_base,qwen_instruct", "scale=mini,full"],
+        ["++algo.beta=0.3", "seed=1,2", "algo.beta=0.1"],
+        ["tracking=[wandb,tensorboard]", "notes=a,b", "hydra.sweep.dir=x", "name=null"],
+    ],
+)
+def test_jobs_that_share_their_options_are_as_composed_each(typed: list[str]) -> None:
+    """What chooses options is composed once a combination; key by key it is what Hydra composes of the whole line."""
+    typed = ["scale=mini", *typed]
+    planned = plan("train", typed, multirun=True, config_dir=None)
+    alone = [plan_jobs("train", [job], planned.engine) for job in planned.overrides]
+    assert planned.jobs == [one.jobs[0] for one in alone]
+    assert len(planned.jobs) > 1
+    assert planned.launcher == alone[0].launcher
+
+
+def test_a_wrong_value_of_a_job_is_told_as_of_one_alone() -> None:
+    for wrong in ("algo.betta=1", "algo.beta=x", "~algo.betta"):
+        said = []
+        for line, multirun in ((["seed=1,2", wrong], True), (["seed=1", wrong], False)):
+            with pytest.raises((UserError, HydraException)) as refused:
+                plan("train", ["scale=mini", *line], multirun=multirun, config_dir=None)
+            said.append(str(refused.value))
+        assert said[0] == said[1]
