@@ -117,3 +117,21 @@ def test_the_notebook_runs_and_shows_what_it_did(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "done: outputs/notebook" in done.stdout
     assert "step   2" in done.stdout
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    here = ROOT / "tests"
+    named = []
+    for page in (ROOT / "docs").glob("*.md"):
+        file = ""
+        for word in re.findall(r"`((?:test_\w+\.py)?(?:::test_\w+)?)`", page.read_text(encoding="utf-8")):
+            path, _, name = word.partition("::")
+            file = path or file
+            named.append((file, name))
+    missing = [
+        (file, name)
+        for file, name in named
+        if file and (not (here / file).is_file() or f"def {name}" not in (here / file).read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 20
+    assert missing == []
