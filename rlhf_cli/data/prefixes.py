@@ -120,7 +120,7 @@ def _check_enough(
         f"too few prefixes of a class: there are {listed}; needed: {needed} of each (a third of train + test).\n"
         f"  With no review in both splits, only {short} can be used.\n"
         "  Ask for fewer (data.train=, data.test=), or take more reviews (data.source=), "
-        "or another labeler (data.labeler=roberta_large|roberta_base|vader)"
+        "or another labeler (data.labeler=roberta_large|roberta_base|vader; vader knows English words only)"
     )
 
 
