@@ -29,6 +29,7 @@ from rlhf_cli.evaluation.user_metrics import Metrics, user_metrics
 from rlhf_cli.preferences.continual import Continual
 from rlhf_cli.rewards.scorer import Score, Scorer
 from rlhf_cli.rl.algorithm import Algorithm
+from rlhf_cli.training.adamw8 import check_8bit
 from rlhf_cli.training.loop import train_step
 from rlhf_cli.training.optimizer import Optimizer, Schedule
 from rlhf_cli.training.outer import OuterLoop
@@ -97,6 +98,8 @@ def make_experiment(
     where, algo = compute(config.device, config.precision), algorithm(config)
     if config.rollout.engine == "vllm":
         check_vllm(where)
+    if learns and config.optim.name == "adamw_8bit":
+        check_8bit()
     warn_of_bf16(where, notify)
     metrics = user_metrics(config.val.metrics)
     base = model_path(config.actor, config, notify)
@@ -188,6 +191,7 @@ def to_learn(experiment: Experiment, config: Config) -> Experiment:
         schedule=Schedule(config.steps, optim.warmup_steps, optim.schedule),
         weight_decay=optim.weight_decay,
         max_grad_norm=optim.max_grad_norm,
+        eight_bit=optim.name == "adamw_8bit",
     )
     also = list(head.parameters()) if head is not None else []
     optimizer = make(policy.model, lr=optim.actor_lr, also=also, also_lr=optim.value_head_lr)

@@ -46,6 +46,14 @@ def rows_of_a_pass(
     )
     free, own = free_bytes(where.device), critic is not None and config.critic.name != "shared"
     kind = "own" if own else "none" if critic is None else "shared"
-    rows = rows_within(free, shape, critic=kind, work=work, rank=config.actor.rank, captured=config.rollout.cuda_graphs)
+    rows = rows_within(
+        free,
+        shape,
+        critic=kind,
+        work=work,
+        rank=config.actor.rank,
+        captured=config.rollout.cuda_graphs,
+        moments=config.optim.moments,
+    )
     notify(f"optim.micro_batch_size=auto: {rows} rows a pass ({free / GB:.1f} GB free)")
     return rows

@@ -17,7 +17,14 @@ def memory(config: Any, where: Any) -> Finding:
         return Finding("memory", "the actor's sizes are not known before its config is here", "note")
     on_gpu = where.device.type == "cuda"
     critic = "none" if not config.algo.needs_critic else "shared" if config.critic.name == "shared" else "own"
-    parts = budget(shape, critic=critic, judges=judges(config), work=work(config, where), rank=config.actor.rank)
+    parts = budget(
+        shape,
+        critic=critic,
+        judges=judges(config),
+        work=work(config, where),
+        rank=config.actor.rank,
+        moments=config.optim.moments,
+    )
     wanted = sum(parts.values())
     has = torch.cuda.get_device_properties(where.device).total_memory if on_gpu else machine_bytes()
     named = ", ".join(f"{name} {size / GB:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:5])
@@ -33,6 +40,7 @@ def savings(config: Any, critic: str) -> list[str]:
     wanted = {
         "critic=shared": critic == "own",
         "actor.lora.rank=16": not config.actor.rank and config.algo.update == "gradient" and not config.shard,
+        "optim.name=adamw_8bit": optim.name == "adamw" and not config.shard,
         "optim.gradient_checkpointing=true": not optim.gradient_checkpointing,
         "optim.micro_batch_size=1": optim.micro_batch_size == "auto" or optim.micro_batch_size > 1,
     }

@@ -85,6 +85,7 @@ class Rollout(Section):
 
 
 class Optim(Section):
+    name: Annotated[Literal["adamw", "adamw_8bit"], Before("adamw")] = "adamw"
     actor_lr: float = Field(ge=0)
     critic_lr: float = Field(ge=0)
     schedule: Literal["constant", "linear", "cosine"]
@@ -94,6 +95,11 @@ class Optim(Section):
     value_head_lr: Annotated[float | None, Before(None)] = Field(ge=0)
     micro_batch_size: Annotated[int, Count] | Literal["auto"]
     gradient_checkpointing: bool
+
+    @property
+    def moments(self) -> int:
+        """Bytes that the optimizer keeps of each weight that learns."""
+        return 2 if self.name == "adamw_8bit" else 8
 
 
 class Penalty(Section):
@@ -206,6 +212,8 @@ class Config(Named):
 
     @model_validator(mode="after")
     def _engine_fits(self) -> Self:
+        if self.shard and self.optim.name == "adamw_8bit":
+            raise ValueError("shard=true splits its optimizer's float32 moments: use optim.name=adamw")
         if self.rollout.engine == "vllm" and self.algo.old_logprobs == "rollout":
             raise ValueError(
                 "algo.old_logprobs=rollout would learn from log-probs that another program rounded: with "

@@ -86,10 +86,18 @@ class Work:
 
 
 def budget(
-    actor: Shape, *, critic: str, judges: Iterable[int], work: Work, rank: int = 0, captured: bool = True
+    actor: Shape,
+    *,
+    critic: str,
+    judges: Iterable[int],
+    work: Work,
+    rank: int = 0,
+    captured: bool = True,
+    moments: int = 8,
 ) -> dict[str, int]:
     """Bytes by what they are for. `critic`: none, shared or own (of the actor's shape); `judges`: their parameters;
-    `rank`: of LoRA adapters, 0 without; `captured`: decoding steps are, and keep a copy of the weights."""
+    `rank`: of LoRA adapters, 0 without; `captured`: decoding steps are, and keep a copy of the weights;
+    `moments`: bytes that the optimizer keeps of a weight that learns."""
     small, tokens = 2 if work.half else 4, work.rows * (work.prompt + work.response)
     trained = actor.adapters(rank) if rank else actor.parameters
     weights = 4 * actor.parameters + (4 * trained if rank else 0)
@@ -99,7 +107,7 @@ def budget(
         "actor's weights": weights,
         "reference": 0 if rank else small * actor.parameters,
         "critic's weights": 4 * actor.parameters if critic == "own" else 0,
-        "optimizers": 8 * trained + (8 * actor.parameters if critic == "own" else 0),
+        "optimizers": moments * trained + (moments * actor.parameters if critic == "own" else 0),
         "gradients": 4 * (max(trained, actor.parameters) if critic == "own" else trained),
         "sums with adapters": (4 + small) * actor.linear if rank else 0,
         "judges": small * sum(judges),
@@ -115,10 +123,12 @@ SHARE = 0.9
 """Of free memory, that rows are counted on."""
 
 
-def rows_within(free: int, actor: Shape, *, critic: str, work: Work, rank: int = 0, captured: bool = True) -> int:
+def rows_within(
+    free: int, actor: Shape, *, critic: str, work: Work, rank: int = 0, captured: bool = True, moments: int = 8
+) -> int:
     """The rows of a pass, `work.rows` at most and 1 at least, that fit in `free` bytes once models are loaded: beside
     optimizers, gradients, sums with adapters, the copy to decode with, logits, keys and values."""
-    parts = budget(actor, critic=critic, judges=[], work=work, rank=rank, captured=captured)
+    parts = budget(actor, critic=critic, judges=[], work=work, rank=rank, captured=captured, moments=moments)
     coming = ("optimizers", "gradients", "sums with adapters", "logits", "KV cache")
     later = sum(parts.get(name, 0) for name in coming) + (2 * actor.parameters if work.half and captured else 0)
     row = (work.prompt + work.response) * activations(actor, checkpointing=work.checkpointing)

@@ -13,6 +13,7 @@ from rlhf_cli.engine.casts import forget_casts
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.lora import learned, learned_by_name
 from rlhf_cli.engine.memory import make_room, out_of_memory
+from rlhf_cli.training.adamw8 import adamw_8bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Schedule:
 
 class Optimizer:
     """`also`: parameters outside the model that learn with it, such as a shared critic's head, at `also_lr` or the
-    model's own learning rate."""
+    model's own learning rate; `eight_bit`: AdamW's moments are kept in 8 bits."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Optimizer:
         max_grad_norm: float = 1.0,
         also: Iterable[torch.nn.Parameter] = (),
         also_lr: float | None = None,
+        eight_bit: bool = False,
     ) -> None:
         self.model, self.lr, self.schedule, self.max_grad_norm = model, lr, schedule, max_grad_norm
         own, also = learned(model), list(also)
@@ -58,9 +60,14 @@ class Optimizer:
         groups: list[dict[str, Any]] = [{"params": self.parameters}]
         if also and also_lr is not None:
             groups = [{"params": own}, {"params": also, "lr": also_lr}]
-        # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
-        fused = not distributed.is_split(model)
-        self.adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
+        self.adamw: Any
+        self.moments = 2 if eight_bit else 8  # bytes a weight
+        if eight_bit:
+            self.adamw = adamw_8bit(groups, lr=lr, weight_decay=weight_decay)
+        else:
+            # fused: one pass over each parameter, and no temporary copies of all of them; it takes no split ones
+            fused = not distributed.is_split(model)
+            self.adamw = torch.optim.AdamW(groups, lr=lr, weight_decay=weight_decay, fused=fused, foreach=False)
         self.full = [group["lr"] for group in self.adamw.param_groups]
 
     def step(self, step: int) -> float:
@@ -105,10 +112,10 @@ class Optimizer:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            room = sum(8 * p.numel() for p in self.parameters if p.grad is not None) / 2**30
+            room = sum(self.moments * p.numel() for p in self.parameters if p.grad is not None) / 2**30
             raise RunFailed(
-                f"out of memory in the first optimizer step: AdamW keeps two float32 numbers a weight, {room:.1f} GB "
-                "here. Take a smaller model, or train fewer weights (critic=shared; algo=grpo needs no critic)"
+                f"out of memory in the first optimizer step: AdamW keeps two numbers a weight, {room:.1f} GB here. "
+                "Take a smaller model, or train fewer weights (critic=shared; algo=grpo needs no critic)"
             ) from error
 
     def learning_rate(self, step: int) -> float:
@@ -125,6 +132,6 @@ class Optimizer:
         """Load a state_dict that was saved on any number of processes."""
         parts = {i: distributed.split_like(slots, self.parameters[i]) for i, slots in state["state"].items()}
         # `fused` and `foreach` are this process's, not the saved ones: AdamW's step counts are on the device they need
-        kinds = [{key: group[key] for key in ("fused", "foreach")} for group in self.adamw.param_groups]
+        kinds = [{key: group[key] for key in ("fused", "foreach") if key in group} for group in self.adamw.param_groups]
         groups = [group | kind for group, kind in zip(state["param_groups"], kinds, strict=True)]
         self.adamw.load_state_dict({"state": parts, "param_groups": groups})
