@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.bandit import config
 from helpers.runs import numbers, train
 
 from rlhf_cli.cli import dispatch
@@ -85,3 +86,5 @@ def test_it_is_refused_for_split_models(tmp_path: Path, capsys: pytest.CaptureFi
 def test_the_budget_knows_it() -> None:
     shape, work = Shape(4, 2, 2, 1, 8, 10), Work(2, 4, 10, 6, checkpointing=False, half=False)
     assert budget(shape, critic="own", judges=[], work=work, moments=2)["optimizers"] == 4 * shape.parameters
+    optim = config("algo=grpo", "optim.name=adamw_8bit").optim
+    assert (optim.moments(on_gpu=True), optim.moments(on_gpu=False)) == (2, 8)

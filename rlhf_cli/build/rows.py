@@ -53,7 +53,7 @@ def rows_of_a_pass(
         work=work,
         rank=config.actor.rank,
         captured=config.rollout.cuda_graphs,
-        moments=config.optim.moments,
+        moments=config.optim.moments(on_gpu=where.device.type == "cuda"),
     )
     notify(f"optim.micro_batch_size=auto: {rows} rows a pass ({free / GB:.1f} GB free)")
     return rows

@@ -23,24 +23,24 @@ def memory(config: Any, where: Any) -> Finding:
         judges=judges(config),
         work=work(config, where),
         rank=config.actor.rank,
-        moments=config.optim.moments,
+        moments=config.optim.moments(on_gpu=on_gpu),
     )
     wanted = sum(parts.values())
     has = torch.cuda.get_device_properties(where.device).total_memory if on_gpu else machine_bytes()
     named = ", ".join(f"{name} {size / GB:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:5])
     seen = f"about {wanted / GB:.1f} GB ({named} …) of {has / GB:.0f} GB"
     if wanted > has:
-        return Finding("memory", seen, "note", f"less: {', '.join(savings(config, critic))}")
+        return Finding("memory", seen, "note", f"less: {', '.join(savings(config, critic, on_gpu=on_gpu))}")
     return Finding("memory", seen)
 
 
-def savings(config: Any, critic: str) -> list[str]:
+def savings(config: Any, critic: str, *, on_gpu: bool) -> list[str]:
     """What to type for less, of what this config has not."""
     optim = config.optim
     wanted = {
         "critic=shared": critic == "own",
         "actor.lora.rank=16": not config.actor.rank and config.algo.update == "gradient" and not config.shard,
-        "optim.name=adamw_8bit": optim.name == "adamw" and not config.shard,
+        "optim.name=adamw_8bit": on_gpu and optim.name == "adamw" and not config.shard,
         "optim.gradient_checkpointing=true": not optim.gradient_checkpointing,
         "optim.micro_batch_size=1": optim.micro_batch_size == "auto" or optim.micro_batch_size > 1,
     }

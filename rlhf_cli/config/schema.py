@@ -96,10 +96,10 @@ class Optim(Section):
     micro_batch_size: Annotated[int, Count] | Literal["auto"]
     gradient_checkpointing: bool
 
-    @property
-    def moments(self) -> int:
-        """Bytes that the optimizer keeps of each weight that learns."""
-        return 2 if self.name == "adamw_8bit" else 8
+    def moments(self, *, on_gpu: bool) -> int:
+        """Bytes to count for the optimizer, of each weight that learns. On a CPU hardly anything is gained:
+        the measured peak is that of adamw (docs/memory.md)."""
+        return 2 if self.name == "adamw_8bit" and on_gpu else 8
 
 
 class Penalty(Section):
