@@ -293,7 +293,8 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
         raise
     except Exception as error:
         kind = auto.__name__.removeprefix("Auto")
-        raise UserError(f"{path} cannot be loaded as {kind}: {why_not(path, error)}") from error
+        whole = str(Path(path, options["gguf_file"])) if "gguf_file" in options else path
+        raise UserError(f"{whole} cannot be loaded as {kind}: {why_not(whole, error)}") from error
 
 
 def _placed(model: Any, device: torch.device) -> Any:
