@@ -88,8 +88,8 @@ def test_every_operation_of_a_step_has_a_cuda_kernel(algo: str, gpu: Watch) -> N
     theirs = sorted(name for name in names if name in known)
     assert len(theirs) > 40
     assert [name for name in theirs if not runs_on_cuda(name)] == []
-    # what the list has not: operations of the CPU alone, which the pretence lets run. A torch that is built for CUDA has
-    # attention without padding tried, which is made of the list's own
+    # what the list has not: operations of the CPU alone, which the pretence lets run. A torch that is built for CUDA
+    # tries attention without padding, too, which is made of the list's own
     assert sorted(names - set(theirs) - {"torch_attn._varlen_attn"}) == []
 
 
