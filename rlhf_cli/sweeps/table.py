@@ -133,8 +133,8 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any], metrics: list[str], overrides: str) -> list[str]:
-    numbers = (number(row[name]) for name in metrics)
+def _cells(row: dict[str, Any], metrics: list[str], overrides: str, digits: int = 3) -> list[str]:
+    numbers = (number(row[name], digits) for name in metrics)
     return [str(row["job"]), overrides, row["state"], *numbers, number(row["seconds"], digits=1)]
 
 
@@ -192,12 +192,14 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
 
-def spread(row: dict[str, Any], metric: str) -> str:
+def spread(row: dict[str, Any], metric: str, digits: int = 3) -> str:
     std = row[f"{metric}_std"]
-    return number(row[metric]) + (f" ± {number(std)}" if std is not None else "")
+    return number(row[metric], digits) + (f" ± {number(std, digits)}" if std is not None else "")
 
 
 def _print(table: dict[str, Any]) -> None:
+    """Two digits and few lines, so that the overrides' words are whole at 80 columns; the files have three digits."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -206,20 +208,22 @@ def _print(table: dict[str, Any]) -> None:
     # of several gold judges the first is shown: each one's column, in the files, would leave no room for the overrides
     metrics = [name for name in table["metrics"] if console.width > 120 or not name.startswith(f"{JUDGED[0]}/")]
     caption = Text("all jobs: " + " ".join(table["common"])) if table["common"] else None
-    shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption)
+    shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("job", "overrides", "state"):
-        shown.add_column(column, overflow="fold", no_wrap=column == "state")
+        shown.add_column(column, overflow="fold", no_wrap=column != "overrides")
     for column in (*map(_brief, metrics), "s"):
         shown.add_column(column, justify="right", no_wrap=True)
     for row in table["jobs"]:
-        cells = _cells(row, metrics, printable(" ".join(row["overrides"])))
+        cells = _cells(row, metrics, printable(" ".join(row["overrides"])), 2)
         shown.add_row(*map(Text, cells), style="" if row["state"] == "done" else "bold red")
     console.print(shown)
     if table["settings"]:
-        means = Table("overrides", "seeds", *map(_brief, metrics), title="mean ± std over seeds")
+        means = Table(title="mean ± std over seeds", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in ("overrides", "seeds", *map(_brief, metrics)):
+            means.add_column(column, overflow="fold")
         for row in table["settings"]:
             cells = [printable(" ".join(row["overrides"])), str(row["seeds"])]
-            means.add_row(*map(Text, [*cells, *(spread(row, m) for m in metrics)]))
+            means.add_row(*map(Text, [*cells, *(spread(row, m, 2) for m in metrics)]))
         console.print(means)
     for row in table["jobs"]:
         if row["error"]:
