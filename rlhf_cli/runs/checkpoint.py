@@ -122,10 +122,11 @@ def prune(run: Path, *, keep_last: int | None, keep_every: int, best: int | None
 
 
 def checkpoint_bytes(experiment: Experiment) -> int:
-    """An estimate: weights, and AdamW's two float32 moments of each trained one."""
+    """An estimate: weights, and AdamW's two moments of each trained one."""
     actor, critic, reference = models(experiment.policy, experiment.critic, experiment.reference)
     trained = [model for model in (actor, critic) if model is not None]
-    size = sum(p.numel() * (p.element_size() + 8) for model in trained for p in lora.learned(model))
+    moments = experiment.policy.optimizer.moments if experiment.policy.optimizer else 8
+    size = sum(p.numel() * (p.element_size() + moments) for model in trained for p in lora.learned(model))
     if experiment.outer is not None:
         size += sum(p.numel() * p.element_size() for p in reference.parameters())
     return size
