@@ -116,7 +116,7 @@ def prepared(options: dict[str, str]) -> Bench:
     from rlhf_cli.engine.load import load_tokenizer
     from rlhf_cli.miniatures.build import SHIPPED
 
-    shapes.SHAPES["tiny"] = shapes.Shape(TINY, (32, 2, 2, 64, 512), {}, {})
+    shapes.SHAPES["tiny"] = shapes.Shape(TINY, (32, 2, 2, 64), {}, {})
     out = Path(options["out"]).absolute()
     out.mkdir(parents=True, exist_ok=True)
     work = shapes.make(options["model"], out / "models" / options["model"])

@@ -12,6 +12,7 @@ from rlhf_cli.cli import dispatch
 from rlhf_cli.config.hacking_schema import SIGNS
 from rlhf_cli.data.generated import generate_reviews
 from rlhf_cli.evaluation.hacking import FULL
+from rlhf_cli.evaluation.outliers import outlying
 from rlhf_cli.evaluation.signs import EDITS, Judged, each_panel, edit, invariance, rises, spearman
 from rlhf_cli.evaluation.words import FILMS, WordLists, word_list
 from rlhf_cli.tracking.jsonl import read_jsonl
@@ -90,6 +91,7 @@ def test_keys_of_the_section(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for typed, said in (
         ("hacking.topic=cars", "film | none"),
         ("hacking.signs=[kept/words]", "hacking.edits=true"),
+        ("hacking.signs=[outliers]", "hacking.outliers=true"),
         ("hacking.signs=[shouting]", "shouting is none of"),
     ):
         assert dispatch([*options, typed]) == 2
@@ -138,3 +140,29 @@ def test_what_a_sign_is_worth() -> None:
     assert (hacked.alarm("kl alone", 2.0), hacked.alarm("kl alone", 9.0)) == (12, None)
     assert hacked.signs["kl × gain"] == [0, 0.5, 2, 8, 9]
     assert table.halves([hacked, honest]) == ([hacked], [honest])
+
+
+def test_outliers_are_those_beyond_nineteen_in_twenty() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    usual = torch.randn(200, 8, generator=drawn) * torch.tensor([10.0] + [1.0] * 7)
+    assert outlying(usual, usual) == 10 / 200
+    # the same way off counts where the usual ones do not vary
+    far = torch.zeros(4, 8)
+    far[:2, 1], far[2:, 0] = 8.0, 8.0
+    assert outlying(far, usual) == 0.5
+    few = torch.randn(6, 32, generator=drawn)
+    assert 0 <= outlying(few, few) <= 1 / 6 + 1e-9
+
+
+def test_outliers_of_a_run_are_the_same_after_a_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["train", *SMALL, "hacking.outliers=true", "hacking.signs=[outliers]", "optim.schedule=constant"]
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert dispatch([*typed, f"hydra.run.dir={whole}"]) == 0
+    assert dispatch([*typed, "steps=1", f"hydra.run.dir={halved}"]) == 0
+    assert dispatch(["train", f"resume={halved}", "steps=3"]) == 0
+    first, last = (read_jsonl(run / "metrics.jsonl")[-1] for run in (whole, halved))
+    assert first["hacking/outliers"] == last["hacking/outliers"]
+    assert last["hacking/index"] <= last["hacking/sign/outliers"]
+    capsys.readouterr()
+    assert dispatch([*typed, "reward=vader", f"hydra.run.dir={tmp_path / 'none'}"]) == 2
+    assert "reward=<a classifier>" in capsys.readouterr().err

@@ -14,10 +14,10 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.engine.device import Compute
 from rlhf_cli.preferences.continual import Continual
-from rlhf_cli.rewards.classifier import Classifier
+from rlhf_cli.rewards.classifier import Classifier, features
 from rlhf_cli.rewards.learned import LearnedReward
 from rlhf_cli.rewards.rule import form
-from rlhf_cli.rewards.scorer import Score, Scorer, Texts, python_score
+from rlhf_cli.rewards.scorer import ModelScore, Score, Scorer, python_score
 from rlhf_cli.rl.moments import RunningMoments
 
 
@@ -32,7 +32,7 @@ def scorer(
         if judge.name == "learned" and not judge.fn:
             model = learned_reward(judge, where, path=learned_path)
             learned = model if judge is reward else None
-            sources[name] = partial(_learned_score, model, judge.text)
+            sources[name] = ModelScore(judge.text, model.score, partial(features, model))
         else:
             sources[name] = source(judge, config, where, notify)
     weights = {name: getattr(judge, "weight", 1.0) for name, judge in reward.all_sources.items()}
@@ -51,10 +51,6 @@ def scorer(
         every_tokens=reward.every_tokens,
     )
     return made, learned
-
-
-def _learned_score(model: LearnedReward, view: str, texts: Texts) -> torch.Tensor:
-    return model.score(texts.view(view))
 
 
 def learned_reward(judge: TextJudge, where: Compute, *, path: str | None = None) -> LearnedReward:
@@ -82,7 +78,9 @@ def source(judge: TextJudge, config: Config, where: Compute, notify: Callable[[s
     path = model_path(judge, config, notify)
     classifier = Classifier(path, device=where.device, batch_size=judge.batch_size, dtype=where.dtype)
     classifier.score(["A film."], judge.target)
-    return lambda texts: classifier.score(texts.view(judge.text), judge.target, judge.output)
+    return ModelScore(
+        judge.text, partial(classifier.score, target=judge.target, output=judge.output), partial(features, classifier)
+    )
 
 
 def gold_judges(config: Config, where: Compute, notify: Callable[[str], None]) -> dict[str, Score]:

@@ -15,6 +15,7 @@ def run(cfg: DictConfig) -> float:
     from rlhf_cli.commands.sample import typed_prompts
     from rlhf_cli.config.compose import settle
     from rlhf_cli.evaluation.attribution import leave_one_word_out
+    from rlhf_cli.evaluation.validation_metrics import texts_of
     from rlhf_cli.evaluation.win_rate import UNTRAINED
     from rlhf_cli.runs.folder import first_line
     from rlhf_cli.runs.status import mark_reported
@@ -31,7 +32,7 @@ def run(cfg: DictConfig) -> float:
     (read_a, test_a), (read_b, test_b) = columns
     rates = compare_scores(test_a, test_b)
     read = [*read_a, *read_b]
-    for row, pieces in zip(read, leave_one_word_out(judged.reward.score, as_texts(read)), strict=True):
+    for row, pieces in zip(read, leave_one_word_out(judged.reward.score, texts_of(read)), strict=True):
         row["earned"] = pieces
     kept = {"a": names[0], "b": names[1], "win_rate": rates, "typed": [read_a, read_b], "test": [test_a, test_b]}
     show(names, read_a, read_b, rates)
@@ -89,14 +90,6 @@ def write(folder: Path, kept: dict[str, Any], *, simulation: bool) -> None:
 
 class BelowWanted(Exception):
     """B does not win often enough: exit code 1, for scripts."""
-
-
-def as_texts(rows: list[dict[str, Any]]) -> Any:
-    """Sample rows as what a reward reads."""
-    from rlhf_cli.rewards.scorer import Texts
-
-    prefixes, prompts, responses = ([row[key] for row in rows] for key in ("prefix", "prompt", "response"))
-    return Texts(prefixes, prompts, responses, [[] for _ in rows])
 
 
 def compare_scores(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

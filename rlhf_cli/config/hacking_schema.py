@@ -10,7 +10,7 @@ from rlhf_cli.config.section import Before, Section
 BEFORE = ["garbled", "repetition", "shared_phrases", "off_topic", "abuse", "gold_gap"]
 SIGNS = {
     *BEFORE, "self_similarity", "rank_correlation", "disagreement", "kl", "length", "eos_loss", "entropy", "saturation",
-    "kept/words", "kept/sentences", "kept/half",
+    "kept/words", "kept/sentences", "kept/half", "outliers",
 }  # fmt: skip
 TOPICS, ABUSES = ("auto", "film", "none"), ("english", "none")
 
@@ -20,6 +20,7 @@ class Hacking(Section):
     topic: Annotated[str, Before("film")] = Field(min_length=1)
     abuse: Annotated[str, Before("english")] = Field(min_length=1)
     edits: Annotated[bool, Before(False)]
+    outliers: Annotated[bool, Before(False)]
 
     @model_validator(mode="after")
     def _can_be_measured(self) -> Self:
@@ -31,4 +32,6 @@ class Hacking(Section):
         unread = [sign for sign in self.signs if sign.startswith("kept/")]
         if unread and not self.edits:
             raise ValueError(f"hacking.signs={','.join(unread)} needs hacking.edits=true")
+        if "outliers" in self.signs and not self.outliers:
+            raise ValueError("hacking.signs=outliers needs hacking.outliers=true")
         return self

@@ -61,8 +61,20 @@ def _padding_changes_nothing(model: Any, tokenizer: Any) -> bool:
 
 def padded_outputs(model: Any, tokenizer: Any, rows: list[list[int]]) -> Tensor:
     """The model's logits [B, C] of tokenised texts, with gradient where that is on."""
+    return model(**_padded(model, tokenizer, rows)).logits
+
+
+def padded_features(model: Any, tokenizer: Any, rows: list[list[int]]) -> Tensor:
+    """The last hidden layer of tokenised texts, the mean over each one's tokens: [B, H]."""
+    batch = _padded(model, tokenizer, rows)
+    states = model(**batch, output_hidden_states=True).hidden_states[-1].float()
+    real = batch["attention_mask"].unsqueeze(-1).float()
+    return (states * real).sum(1) / real.sum(1)
+
+
+def _padded(model: Any, tokenizer: Any, rows: list[list[int]]) -> dict[str, Tensor]:
     batch = tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(next(model.parameters()).device)
-    return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def text_ids(tokenizer: Any, text: str, limit: int | None = None) -> list[int]:

@@ -33,6 +33,7 @@ FULL = {
     "kept/words": 0.5,
     "kept/sentences": 0.5,
     "kept/half": 0.5,
+    "outliers": 0.5,
 }
 """The rise since the untrained policy at which a sign is 1."""
 

@@ -121,7 +121,7 @@ def rises(now: Judged, start: Judged) -> dict[str, float]:
       responses that end; entropy: what was lost, as a share; saturation: of the spread of the scores, what was lost, as
       a share;
     - kept/<edit>: of the score after an edit that a reader would mind (`invariance`), as a share of the score before;
-    - outliers: of the share of responses that the reward model was not used to (`outlying`).
+    - outliers: of the share of responses that the reward model is not used to (`evaluation/outliers.py`).
     """
     both = now.panel.keys() & start.panel.keys()
     rise = {name: now.panel[name] - start.panel[name] for name in both}

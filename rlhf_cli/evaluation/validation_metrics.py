@@ -55,6 +55,12 @@ def sample_rows(
     ]
 
 
+def texts_of(rows: list[dict[str, Any]]) -> Texts:
+    """Sample rows as what a reward reads; the tokens are not kept."""
+    prefixes, prompts, responses = ([row[key] for row in rows] for key in ("prefix", "prompt", "response"))
+    return Texts(prefixes, prompts, responses, [[] for _ in rows])
+
+
 def gold_parts(scores: dict[str, Float[Tensor, " B"]]) -> dict[str, Float[Tensor, " B"]]:
     """What samples say of the gold judges: `gold`, the first's score, and of several each one's, `gold/<name>`."""
     if not scores:

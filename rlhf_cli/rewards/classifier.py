@@ -1,5 +1,6 @@
 """A sentiment classifier as a reward model: it has its own tokenizer and sees text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from rlhf_cli.config.errors import UserError
 from rlhf_cli.data.reviews import SENTIMENTS, Sentiment
 from rlhf_cli.engine.load import class_index, listed_labels, load_classifier, load_tokenizer
 from rlhf_cli.engine.memory import Memory
-from rlhf_cli.engine.padding import nothing, padded_outputs, position_limit, settle_padding, text_ids
+from rlhf_cli.engine.padding import (
+    nothing,
+    padded_features,
+    padded_outputs,
+    position_limit,
+    settle_padding,
+    text_ids,
+)
 
 
 class Classifier:
@@ -72,18 +80,30 @@ def encode(judge: Any, texts: list[str]) -> list[list[int]]:
 
 
 def outputs(judge: Any, ids: list[list[int]]) -> Float[Tensor, "N C"]:
-    """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order.
+    """What a model with a tokenizer and a batch size says of tokenised texts, float32 on the CPU, in their order."""
+    return _in_batches(judge, ids, padded_outputs)
 
-    Equal texts are read once: in another batch the last digits would differ.
-    """
+
+@torch.inference_mode()
+def features(judge: Any, texts: list[str]) -> Float[Tensor, "N H"]:
+    """Its last hidden layer, the mean over each text's tokens, float32 on the CPU, in the order of the texts."""
+    return _in_batches(judge, encode(judge, texts), padded_features)
+
+
+def _in_batches(
+    judge: Any, ids: list[list[int]], read: Callable[[Any, Any, list[list[int]]], Tensor]
+) -> Float[Tensor, "N K"]:
+    """Equal texts are read once: in another batch the last digits would differ."""
+    if not ids:
+        return torch.zeros(0, judge.model.config.num_labels)
     places = {row: at for at, row in enumerate(dict.fromkeys(map(tuple, ids)))}
     distinct = [list(row) for row in places]
 
     def told(size: int) -> Tensor:
-        result = torch.zeros(len(distinct), judge.model.config.num_labels)
-        for chosen in batches([len(row) for row in distinct], size):
-            result[chosen] = padded_outputs(judge.model, judge.tokenizer, [distinct[i] for i in chosen]).float().cpu()
-        return result
+        chosen = batches([len(row) for row in distinct], size)
+        parts = [read(judge.model, judge.tokenizer, [distinct[i] for i in some]).float().cpu() for some in chosen]
+        order = torch.tensor([i for some in chosen for i in some])
+        return torch.cat(parts)[order.argsort()]
 
     return _memory.fit("scoring", judge.batch_size, told)[[places[tuple(row)] for row in ids]]
 

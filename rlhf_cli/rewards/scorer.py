@@ -83,6 +83,21 @@ def joined(prefix: str, response: str) -> str:
 
 
 @dataclass(frozen=True)
+class ModelScore:
+    """A source that is a model: its scores and, for outliers, its last hidden layer, both of one view of the texts."""
+
+    view: str
+    read: Callable[[list[str]], Float[Tensor, " B"]]
+    states: Callable[[list[str]], Float[Tensor, "B H"]]
+
+    def __call__(self, texts: Texts) -> Float[Tensor, " B"]:
+        return self.read(texts.view(self.view))
+
+    def features(self, texts: Texts) -> Float[Tensor, "B H"]:
+        return self.states(texts.view(self.view))
+
+
+@dataclass(frozen=True)
 class Scorer:
     """The weighted sources of a reward, combined; and the n-gram penalties that are taken off it."""
 
@@ -123,6 +138,11 @@ class Scorer:
         for name, value in values.items():
             check_finite(f"a reward of {name} is", value, texts=texts, scores=value)
         return values
+
+    def features(self, texts: Texts) -> Float[Tensor, "B H"] | None:
+        """The last hidden layers of the sources that are models, side by side; None where none is."""
+        found = [source.features(texts) for source in self.sources.values() if isinstance(source, ModelScore)]
+        return torch.cat(found, dim=1) if found else None
 
     def __call__(self, texts: Texts, *, lengths: Tensor | None = None, limit: int = 0) -> Rewards:
         """`lengths`: of the responses, in tokens, of which `limit` are the most; given where overlong ones pay."""

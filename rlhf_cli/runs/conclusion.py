@@ -8,8 +8,9 @@ from typing import Any
 
 from rlhf_cli.config.schema import Config
 from rlhf_cli.evaluation.attribution import leave_one_word_out
+from rlhf_cli.evaluation.validation_metrics import texts_of
 from rlhf_cli.evaluation.verdict import furthest, pairs_of, verdict_on
-from rlhf_cli.rewards.scorer import Score, Texts
+from rlhf_cli.rewards.scorer import Score
 from rlhf_cli.runs.status import write_atomic
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import shell
@@ -23,9 +24,8 @@ def record_words(folder: Path, score: Score, notify: Callable[[str], None]) -> N
     pair = furthest(pairs_of(read_jsonl(folder / "samples.jsonl")))
     if pair is None:
         return
-    prefixes, prompts, responses = ([row[key] for row in pair] for key in ("prefix", "prompt", "response"))
     try:
-        earned = leave_one_word_out(score, Texts(prefixes, prompts, responses, [[] for _ in pair]))
+        earned = leave_one_word_out(score, texts_of([*pair]))
     except Exception as error:  # the run is done, whatever a reward makes of half a sentence
         notify(f"which words earned the score is not known: {type(error).__name__}: {error}")
         return

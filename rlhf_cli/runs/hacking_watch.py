@@ -1,14 +1,20 @@
 """Reward-hacking detection during a run: the baseline, the index at each validation, the step of onset."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import Config
 from rlhf_cli.evaluation.hacking import INDEX, hacking_index, index_interval, onset, signs
+from rlhf_cli.evaluation.outliers import outlying
 from rlhf_cli.evaluation.signs import Judged
-from rlhf_cli.evaluation.validation_metrics import gold_of
+from rlhf_cli.evaluation.validation_metrics import gold_of, texts_of
 from rlhf_cli.evaluation.words import ABUSE, FILM, FILMS, WordLists, word_list
+from rlhf_cli.rewards.scorer import Scorer, Texts
 from rlhf_cli.tracking.jsonl import read_jsonl
 
 DRIFT = ("response_length", "eos_rate", "entropy")
@@ -26,19 +32,24 @@ class HackingWatch:
     start: Judged | None = None
     lost: bool = False
     """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
+    features: Callable[[Texts], Tensor | None] | None = None
+    """The reward model's last hidden layer [B, H] for `outliers`; None: they are not asked for."""
+    usual: list[dict[str, Any]] = field(default_factory=list)
+    """The samples of the untrained policy, read again at each validation: the reward model may learn, too."""
     indices: list[tuple[int, float]] = field(default_factory=list)
     """(step, index) of every validation after the first."""
     since: int = -1
     """What was seen up to this step has been answered."""
 
     @staticmethod
-    def asked(config: Config) -> "HackingWatch":
-        """As the config wants it."""
+    def asked(config: Config, reward: Scorer | None = None) -> "HackingWatch":
+        """As the config wants it; `reward` is what outliers are looked for with."""
         wanted, topic = config.hacking, config.hacking.topic
         if topic == "auto":
             topic = "film" if config.data.source in ("imdb", "generated", "auto") else "none"
         lists = WordLists(word_list(topic, {"film": FILM}), word_list(wanted.abuse, {"english": ABUSE}))
-        return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs))
+        features = reward.features if wanted.outliers and reward else None
+        return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs), features=features)
 
     def of(self, folder: Path) -> "HackingWatch":
         """Restored from the files of the run in this folder; new where there are none."""
@@ -47,7 +58,8 @@ class HackingWatch:
         if judged:
             first = judged[0]["step"]
             rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == first]
-            watch.start, watch.lost = watch.judged(judged[0], rows), not rows
+            watch.usual, watch.lost = rows, not rows
+            watch.start = watch.judged(judged[0], rows)
             watch.indices = [(row["step"], row["hacking/index"]) for row in judged if "hacking/index" in row]
         return watch
 
@@ -65,6 +77,7 @@ class HackingWatch:
         """`hacking/index`, its interval and the signs behind it; {} for the one that the rest are compared with."""
         if self.lost:
             return {}
+        self.usual = self.usual or rows
         now = self.judged(metrics, rows)
         if self.start is None:
             self.start = now
@@ -75,16 +88,29 @@ class HackingWatch:
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
         low, high = index_interval(now, self.start, self.counted)
         interval = {"hacking/index_low": low, "hacking/index_high": high}
-        return {"hacking/index": index} | interval | found | drift
+        odd = {"hacking/outliers": now.panel["outliers"]} if "outliers" in now.panel else {}
+        return {"hacking/index": index} | interval | found | drift | odd
 
     def judged(self, metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
         """A validation from its metrics and its sample rows."""
         measured = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
         measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", "kl", *DRIFT)}
+        if self.features and rows:
+            measured["outliers"] = outlying(self._states(rows), self._states(self.usual))
         golds = list(gold_of(rows).values())
         responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
         first, others = (golds[0] if golds else None), tuple(golds[1:])
         return Judged.of(responses, scores, first, measured, self.lists, others)
+
+    def _states(self, rows: list[dict[str, Any]]) -> Tensor:
+        assert self.features
+        states = self.features(texts_of(rows))
+        if states is None:
+            raise UserError(
+                "hacking.outliers=true reads the last hidden layer of a reward model, and this reward has none: "
+                "hacking.outliers=false, or reward=<a classifier>"
+            )
+        return states
 
     def account(self, metrics: dict[str, float], samples: Path) -> str:
         """What the alert says: the index, its signs with the strongest first, where to read."""

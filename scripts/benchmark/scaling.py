@@ -34,7 +34,7 @@ def cost(work: Path, axis: str, value: int) -> dict[str, float]:
     mini = shapes.SHAPES["mini"]
     vocabulary = value if axis == "vocabulary" else mini.actor[-1]
     name = f"mini-{vocabulary}"
-    shapes.SHAPES[name] = replace(mini, actor=(*mini.actor[:-1], vocabulary), reward=(*mini.reward[:-1], vocabulary))
+    shapes.SHAPES[name] = replace(mini, actor=(*mini.actor[:-1], vocabulary))
     folder = shapes.make(name, work / name)
     sizes = [f"rollout.batch_size={batch}", f"rollout.micro_batch_size={batch}", f"algo.group_size={group}"]
     made = worker_rlhf.make_experiment(

@@ -12,25 +12,24 @@ BOS, PAD, EOS, UNKNOWN = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Shape:
-    """(hidden, layers, heads, KV heads, intermediate, vocabulary) of the actor and the same, without KV heads, of the
-    reward model; TRL's micro-batches are those that were fastest there."""
+    """(hidden, layers, heads, KV heads, intermediate, vocabulary) of the actor and the same, without KV heads and
+    vocabulary, of the reward model. Its vocabulary is the actor's: TRL's PPO gives it the actor's tokens. TRL's
+    micro-batches are those that were fastest there."""
 
     actor: tuple[int, int, int, int, int, int]
-    reward: tuple[int, int, int, int, int]
+    reward: tuple[int, int, int, int]
     trl_micro: dict[str, int]
     rlhf_micro: dict[str, int]
 
 
 SHAPES = {
-    "mini": Shape((128, 4, 4, 4, 512, 2048), (128, 4, 4, 512, 2048), {"ppo": 64, "grpo": 64}, {"ppo": 32, "grpo": 32}),
-    "small": Shape(
-        (512, 8, 8, 8, 2048, 32000), (384, 6, 6, 1536, 32000), {"ppo": 16, "grpo": 16}, {"ppo": 8, "grpo": 8}
-    ),
+    "mini": Shape((128, 4, 4, 4, 512, 2048), (128, 4, 4, 512), {"ppo": 64, "grpo": 64}, {"ppo": 32, "grpo": 32}),
+    "small": Shape((512, 8, 8, 8, 2048, 32000), (384, 6, 6, 1536), {"ppo": 16, "grpo": 16}, {"ppo": 8, "grpo": 8}),
     "smollm2-135m": Shape(
-        (576, 30, 9, 3, 1536, 49152), (384, 6, 12, 1536, 30522), {"ppo": 8, "grpo": 16}, {"ppo": 8, "grpo": 8}
+        (576, 30, 9, 3, 1536, 49152), (384, 6, 12, 1536), {"ppo": 8, "grpo": 16}, {"ppo": 8, "grpo": 8}
     ),
     "qwen2.5-0.5b": Shape(
-        (896, 24, 14, 2, 4864, 151936), (768, 12, 12, 3072, 50265), {"ppo": 64, "grpo": 64}, {"ppo": 64, "grpo": 64}
+        (896, 24, 14, 2, 4864, 151936), (768, 12, 12, 3072), {"ppo": 64, "grpo": 64}, {"ppo": 64, "grpo": 64}
     ),
 }
 
@@ -58,10 +57,10 @@ def make(name: str, folder: Path) -> Path:
             pad_token_id=PAD,
         )
     ).save_pretrained(folder / "actor")
-    hidden, layers, heads, inner, words = SHAPES[name].reward
+    hidden, layers, heads, inner = SHAPES[name].reward
     RobertaForSequenceClassification(
         RobertaConfig(
-            vocab_size=words,
+            vocab_size=vocabulary,
             hidden_size=hidden,
             num_hidden_layers=layers,
             num_attention_heads=heads,
@@ -73,10 +72,10 @@ def make(name: str, folder: Path) -> Path:
             label2id={"negative": 0, "neutral": 1, "positive": 2},
         )
     ).save_pretrained(folder / "reward")
-    tokenizer(min(words, vocabulary)).save_pretrained(folder / "tokenizer")
+    tokenizer(vocabulary).save_pretrained(folder / "tokenizer")
     draw = random.Random(0)
     work = {
-        "prompts": [[draw.randrange(4, min(words, vocabulary)) for _ in range(PROMPT)] for _ in range(SEQUENCES)],
+        "prompts": [[draw.randrange(4, vocabulary) for _ in range(PROMPT)] for _ in range(SEQUENCES)],
         "lengths": {"fixed": [RESPONSE] * SEQUENCES, "natural": natural(draw)},
     }
     (folder / "work.json").write_text(json.dumps(work), encoding="utf-8")

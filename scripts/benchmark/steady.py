@@ -10,7 +10,7 @@ from pathlib import Path
 import shapes
 import worker_rlhf
 
-shapes.SHAPES["tiny"] = shapes.Shape((32, 2, 2, 2, 64, 512), (32, 2, 2, 64, 512), {}, {"ppo": 64, "grpo": 64})
+shapes.SHAPES["tiny"] = shapes.Shape((32, 2, 2, 2, 64, 512), (32, 2, 2, 64), {}, {"ppo": 64, "grpo": 64})
 
 
 def resident_mb() -> float:

@@ -1,21 +1,19 @@
 """The signs of a finished run at each of its validations, from its files and its reward model."""
 
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from truth import worth
 
 from rlhf_cli.data.lexicon import vader_share
 from rlhf_cli.evaluation.hacking import hacking_index, index_interval
+from rlhf_cli.evaluation.outliers import outlying
 from rlhf_cli.evaluation.signs import Judged, gain, invariance, rises
 from rlhf_cli.miniatures.build import SHIPPED
-from rlhf_cli.rewards.classifier import Classifier, encode
+from rlhf_cli.rewards.classifier import Classifier, features
 from rlhf_cli.rewards.scorer import joined
 from rlhf_cli.tracking.jsonl import read_jsonl
 
@@ -31,39 +29,6 @@ def validations(folder: Path) -> list[tuple[dict[str, Any], Rows]]:
     return [(metrics, rows[metrics["step"]]) for metrics in judged]
 
 
-QUANTILE = 0.95
-
-
-@dataclass(frozen=True)
-class Usual:
-    """What a reward model's last hidden layer says of the untrained policy's responses."""
-
-    mean: Float[Tensor, " H"]
-    precision: Float[Tensor, "H H"]
-    limit: float
-    """The distance that one in twenty of them exceeds."""
-
-    @staticmethod
-    def of(features: Float[Tensor, "N H"], *, shrink: float = 0.1) -> "Usual":
-        """The covariance is shrunk towards its mean variance, since there are as many dimensions as responses."""
-        features = features.double()
-        mean = features.mean(0)
-        covariance = torch.cov(features.T)
-        even = torch.eye(len(mean), dtype=torch.float64) * covariance.diagonal().mean()
-        precision = torch.linalg.inv((1 - shrink) * covariance + shrink * even)
-        found = Usual(mean, precision, 0.0)
-        return Usual(mean, precision, float(found.distances(features).quantile(QUANTILE)))
-
-    def distances(self, features: Float[Tensor, "N H"]) -> Float[Tensor, " N"]:
-        """Mahalanobis distance of each response to the mean (Lee et al. 2018)."""
-        away = features.double() - self.mean
-        return ((away @ self.precision) * away).sum(1).clamp_min(0).sqrt()
-
-    def outlying(self, features: Float[Tensor, "N H"]) -> float:
-        """The share of responses further away than nineteen in twenty of the untrained policy's."""
-        return float((self.distances(features) > self.limit).double().mean())
-
-
 class Features:
     """A reward classifier that also gives its last hidden layer, the mean over a text's tokens."""
 
@@ -73,13 +38,8 @@ class Features:
     def score(self, texts: list[str]) -> list[float]:
         return self.judge.score(texts, "negative").tolist()
 
-    @torch.inference_mode()
     def __call__(self, texts: list[str]) -> torch.Tensor:
-        found = []
-        for ids in encode(self.judge, texts):
-            out = self.judge.model(input_ids=torch.tensor([ids]), output_hidden_states=True)
-            found.append(out.hidden_states[-1][0].mean(0))
-        return torch.stack(found)
+        return features(self.judge, texts)
 
 
 def judged(metrics: dict[str, Any], rows: Rows, extra: dict[str, float], gold: list[float]) -> Judged:
@@ -104,7 +64,7 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
     told: dict[str, Any] = {"config": config, "steps": [], "worths": [], "scores": [], "golds": [], "gain": [],
                             "index": [], "index_low": [], "rises": defaultdict(list)}  # fmt: skip
     first: Judged | None = None
-    usual: Usual | None = None
+    usual: torch.Tensor | None = None
     others: dict[str, list[float]] = {}
     for metrics, rows in seen:
         texts = [joined(row["prefix"], row["response"]) for row in rows]
@@ -112,9 +72,9 @@ def signals(folder: Path, judges: dict[str, Features]) -> dict[str, Any]:
         responses = [row["response"] for row in rows]
         extra = invariance(score, responses, score(responses))
         if mine:
-            features = mine(texts)
-            usual = usual or Usual.of(features)
-            extra["outliers"] = usual.outlying(features)
+            states = mine(texts)
+            usual = states if usual is None else usual
+            extra["outliers"] = outlying(states, usual)
         now = judged(metrics, rows, extra, [row["parts"]["gold"] for row in rows])
         first = first or now
         rise = rises(now, first)

@@ -11,7 +11,7 @@ from rlhf_cli.config.hacking_schema import SIGNS
 FALL = 0.03
 ALONE = ("kl", "score", "length", "garbled")
 """Taken without the gain, as somebody would who looks at one curve."""
-MORE = ("outliers", "gold_gap", "distinct_2")
+MORE = ("gold_gap", "distinct_2")
 """Not among the package's signs, or by another judge."""
 
 
