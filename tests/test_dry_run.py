@@ -31,7 +31,7 @@ def test_the_config_is_printed_and_nothing_is_made(tmp_path: Path, capsys: pytes
     assert yaml.safe_load(said) == job("algo=grpo", "seed=5").model_dump(by_alias=True)
     assert "it would go to there" in said
     assert "3 training steps · 24 rollouts, at most 192 tokens sampled · 6 optimizer steps" in said
-    assert "3 validations of 18 responses, at most 144 tokens · at least 3 checkpoints" in said
+    assert "3 validations, 18 responses in all, at most 144 tokens · at least 3 checkpoints" in said
     assert "time: not known" in said
     assert "memory: about" in said
     assert os.listdir(tmp_path) == []

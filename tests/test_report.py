@@ -329,8 +329,8 @@ def test_the_verdict_on_one_run(tmp_path: Path) -> None:
     make(tmp_path / "r", [], [0.4, 0.6, 0.9], hacking=0.6, gold=True, gold_falls=0.1)
     runs = find([str(tmp_path)])[0]
     assert told_of(runs) == (
-        "The score rose from 0.40 to 0.91, but the gold score fell from 0.50 to 0.30, at a KL of 4.0 nats: the policy "
-        "learned what its reward model overrates. Reward hacking was flagged from step 10 on (index 1.20 at the end)."
+        "The score rose from 0.40 to 0.91, but the gold score fell from 0.50 to 0.30, at a KL of 4.0 nats: its judge "
+        "sees the opposite. Reward hacking was flagged from step 10 on (index 1.20 at the end)."
     )
 
 
@@ -361,7 +361,7 @@ def test_a_change_within_the_prompts_scatter_is_none() -> None:
     ("score", "gold", "said"),
     [
         ((0.2, 0.9), (0.2, 0.9), "rose from 0.20 to 0.90, and the gold score with it"),
-        ((0.2, 0.9), (0.5, 0.5), "the policy pleases its reward model"),
+        ((0.2, 0.9), (0.5, 0.5), "its judge sees no improvement"),
         ((0.5, 0.5), (0.5, 0.5), "did not clearly move (from 0.50 to 0.50), nor did the gold score"),
         ((0.5, 0.5), (0.9, 0.2), "the gold score fell from 0.90 to 0.20."),
         ((0.9, 0.2), (0.2, 0.9), "fell from 0.90 to 0.20, the gold score rose from 0.20 to 0.90."),

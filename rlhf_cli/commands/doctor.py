@@ -79,8 +79,21 @@ def devices(config: Any) -> Iterator[Finding]:
             yield matrix_unit(where.dtype, bf16_gain(rounding=True))
     except UserError as error:
         yield Finding("device", str(error), "fix", "device=auto")
+    if config.optim.name == "adamw_8bit":
+        yield eight_bit()
     cores = os.cpu_count() or 1
     yield Finding("threads", f"{torch.get_num_threads()} of {cores} cores")
+
+
+def eight_bit() -> Finding:
+    from rlhf_cli.config.errors import UserError
+    from rlhf_cli.training.adamw8 import check_8bit
+
+    try:
+        check_8bit()
+    except UserError:
+        return Finding("8-bit AdamW", "bitsandbytes is not installed", "fix", 'pip install "rlhf[8bit]"')
+    return Finding("8-bit AdamW", "bitsandbytes is installed")
 
 
 def cpu_model() -> str:
@@ -98,6 +111,8 @@ def matrix_unit(dtype: Any, gain: float) -> Finding:
     import torch
 
     seen = f"a product in bfloat16 takes {100 / gain:.0f} % of its time in float32"
+    if 1 <= gain <= 1.5:
+        seen += ": precision=bf16 gains little here"
     low = dtype == torch.bfloat16
     if gain > 1.5 and not low:
         return Finding("matrix unit", seen, "note", "precision=bf16 is faster here, the wider the model")
@@ -134,8 +149,9 @@ def disk(config: Any) -> Iterator[Finding]:
 
 
 def hub(config: Any) -> Iterator[Finding]:
-    """Whether the hub answers; at scale=full, whether what this config needs is here or can be fetched."""
+    """Whether the hub answers; beyond scale=mini, whether the config's models are here or can be fetched."""
     from rlhf_cli.config.hub import obstacle, on_this_machine
+    from rlhf_cli.config.weights import INSTALL, in_package
 
     why = obstacle()
     needless = config.scale == "mini"
@@ -145,12 +161,18 @@ def hub(config: Any) -> Iterator[Finding]:
     if needless:
         return
     wanted = (config.actor, config.critic, config.reward, config.gold, *config.gold.others.values())
-    for repo in sorted({model.path or model.hub for model in wanted if model.path or model.hub}):
+    models = {model.path or model.hub: model for model in wanted if model.path or model.hub}
+    for repo in sorted(models):
+        package = None if models[repo].path else getattr(models[repo], "package", None)
+        inside = in_package(package) if package else None
         if Path(repo).expanduser().exists() or on_this_machine(repo):
             yield Finding(repo, "on this machine")
+        elif inside:
+            yield Finding(repo, f"{inside.name} of the installed package {package}")
         else:
             can = "will be fetched" if why is None else "not on this machine"
-            yield Finding(repo, can, "note" if why is None else "fix", f"hf download {repo}")
+            ways = [f"hf download {repo}"] + ([INSTALL[package]] if package in INSTALL else [])
+            yield Finding(repo, can, "note" if why is None else "fix", ", or: ".join(ways))
 
 
 def wandb(config: Any) -> Finding:
@@ -234,23 +256,16 @@ class Numbers:
 
 def show(findings: list[Finding]) -> None:
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Table
     from rich.text import Text
 
     from rlhf_cli.tracking.text import printable
 
     styles = {"ok": "green", "note": "yellow", "fix": "bold red"}
-    table = Table(
-        "",
-        Column("what", no_wrap=True),
-        Column("seen", ratio=3),
-        Column("to do", ratio=2),
-        title="rlhf doctor",
-        expand=True,
-    )
+    table = Table("", "", box=None, show_header=False, title="rlhf doctor", title_justify="left")
     for finding in findings:
-        cells = (finding.state, finding.what, finding.seen, finding.fix)
-        table.add_row(
-            *(Text(printable(cell), styles[finding.state] if cell == finding.state else "") for cell in cells)
-        )
+        said = Text.assemble((f"{printable(finding.what)}: ", "bold"), printable(finding.seen), overflow="fold")
+        if finding.fix:
+            said.append(f"\n→ {printable(finding.fix)}", styles[finding.state])
+        table.add_row(Text(finding.state, styles[finding.state]), said)
     Console().print(table)

@@ -26,12 +26,28 @@ def memory(config: Any, where: Any) -> Finding:
         moments=config.optim.moments(on_gpu=on_gpu),
     )
     wanted = sum(parts.values())
-    has = torch.cuda.get_device_properties(where.device).total_memory if on_gpu else machine_bytes()
     named = ", ".join(f"{name} {size / GB:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:5])
-    seen = f"about {wanted / GB:.1f} GB ({named} …) of {has / GB:.0f} GB"
+    seen = f"about {wanted / GB:.1f} GB ({named} …)"
+    if on_gpu and not torch.cuda.is_available():
+        return Finding("memory", f"{seen} of a GPU's, in {'bfloat16' if work(config, where).half else 'float32'}")
+    has = torch.cuda.get_device_properties(where.device).total_memory if on_gpu else machine_bytes()
+    seen += f" of {'the GPU' if on_gpu else 'this machine'}'s {has / GB:.0f} GB"
     if wanted > has:
         return Finding("memory", seen, "note", f"less: {', '.join(savings(config, critic, on_gpu=on_gpu))}")
     return Finding("memory", seen)
+
+
+def planned(config: Any) -> Any:
+    """Where the config would run: a plan for a GPU may be made where there is none. Raises UserError for a GPU that is
+    not among those here."""
+    import torch
+
+    from rlhf_cli.engine.device import Compute, compute
+
+    if config.device.startswith("cuda") and not torch.cuda.is_available():
+        dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+        return Compute(torch.device(config.device), dtype)
+    return compute(config.device, config.precision)
 
 
 def savings(config: Any, critic: str, *, on_gpu: bool) -> list[str]:

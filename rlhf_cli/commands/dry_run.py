@@ -45,7 +45,7 @@ def account(plan: Plan, *, swept: bool) -> list[str]:
         f"{total['tokens']:,} tokens sampled · {counted(total['updates'], 'optimizer step')}"
     )
     lines.append(
-        f"{counted(total['validations'], 'validation')} of {counted(total['judged'], 'response')}, at most "
+        f"{counted(total['validations'], 'validation')}, {counted(total['judged'], 'response')} in all, at most "
         f"{total['judged_tokens']:,} tokens · at least {counted(total['checkpoints'], 'checkpoint')}"
     )
     return [*lines, f"memory: {memory_of(plan.jobs)}", f"time: {time_of(plan.jobs, [each['steps'] for each in takes])}"]
@@ -103,13 +103,12 @@ def begun_at(job: Any, run_dir: str) -> int:
 
 def memory_of(jobs: list[Any]) -> str:
     """Of the jobs, the one that wants most says it."""
-    from rlhf_cli.commands.doctor_memory import memory
-    from rlhf_cli.engine.device import compute
+    from rlhf_cli.commands.doctor_memory import memory, planned
 
     said: dict[str, None] = {}
     for job in jobs:
         try:
-            finding = memory(job, compute(job.device, job.precision))
+            finding = memory(job, planned(job))
         except UserError as error:
             return f"not known: {error}"
         said[finding.seen + (f"; {finding.fix}" if finding.fix else "")] = None

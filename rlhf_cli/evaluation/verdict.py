@@ -67,11 +67,9 @@ def outcome(score: Change, gold: Change | None, kl: float | None) -> str:
         case (1, 1) | (-1, -1):
             return f"{start}, and the gold score with it, {gold}{at}."
         case 1, 0:
-            return (
-                f"{start}, but the gold score did not clearly move ({gold}){at}: the policy pleases its reward model."
-            )
+            return f"{start}, but the gold score did not clearly move ({gold}){at}: its judge sees no improvement."
         case 1, -1:
-            return f"{start}, but the gold score fell {gold}{at}: the policy learned what its reward model overrates."
+            return f"{start}, but the gold score fell {gold}{at}: its judge sees the opposite."
         case _, 0:
             return f"{start}, nor did the gold score ({gold}){at}." if not score.direction else f"{start}{at}."
     return f"{start}, the gold score {moved[gold.direction]} {gold}{at}."

@@ -44,10 +44,10 @@ class HackingWatch:
     @staticmethod
     def asked(config: Config, reward: Scorer | None = None) -> "HackingWatch":
         """As the config wants it; `reward` is what outliers are looked for with."""
-        wanted, topic = config.hacking, config.hacking.topic
-        if topic == "auto":
-            topic = "film" if config.data.source in ("imdb", "generated", "auto") else "none"
-        lists = WordLists(word_list(topic, {"film": FILM}), word_list(wanted.abuse, {"english": ABUSE}))
+        wanted = config.hacking
+        # auto: a policy that never spoke of films cannot leave the topic either, so the list does no harm
+        topics = {"film": FILM, "auto": FILM}
+        lists = WordLists(word_list(wanted.topic, topics), word_list(wanted.abuse, {"english": ABUSE}))
         features = reward.features if wanted.outliers and reward else None
         return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs), features=features)
 
