@@ -1,10 +1,11 @@
 """What `rlhf classifier-train` may be told."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rlhf_cli.config.section import Count, Section
+from rlhf_cli.config.lora_schema import Lora
+from rlhf_cli.config.section import Before, Count, Section
 
 
 class ClassifierTrain(Section):
@@ -19,4 +20,5 @@ class ClassifierTrain(Section):
     held_out: float = Field(gt=0, lt=1)
     every: int = Count
     patience: int = Count
+    lora: Annotated[Lora | None, Before(None)] = None
     class_weights: dict[Literal["negative", "neutral", "positive"], float] | None

@@ -266,6 +266,7 @@ class RewardTrain(Section):
     epochs: int = Count
     batch: int = Count
     lr: float | None = Field(gt=0)
+    lora: Annotated[Lora | None, Before(None)] = None
 
 
 class RewardTrainConfig(Config):

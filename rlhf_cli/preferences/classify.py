@@ -76,7 +76,7 @@ def descend_with_adamw(
 ) -> None:
     """AdamW with a linear warm-up over a tenth of the steps and a linear decay to 0, as BERT is fine-tuned. `tick` gets
     (step, loss) with the model in eval mode, and may raise Enough. Raises RuntimeError where the loss is not finite."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.01)
     warmup = max(1, steps // 10)
     try:
         for step in range(1, steps + 1):

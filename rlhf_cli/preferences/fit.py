@@ -39,7 +39,8 @@ def fit(
     with torch.random.fork_rng(devices=[reward.device] if reward.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout is on: reproducible, and the global generator stays as it was
         rng = random.Random(f"{seed}/reward-train")
-        optimizer = torch.optim.AdamW(reward.model.parameters(), lr=lr, weight_decay=0.01)
+        learned = [p for p in reward.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(learned, lr=lr, weight_decay=0.01)
         total, done = epochs * -(-len(groups) // batch), 0
         for _ in range(epochs):
             order = rng.sample(groups, len(groups))

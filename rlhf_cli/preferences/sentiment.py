@@ -18,6 +18,7 @@ from rlhf_cli.data.labelled import Labelled, halves, hold_out, labelled_texts
 from rlhf_cli.data.reviews import SENTIMENTS, Review
 from rlhf_cli.engine.device import bf16_gain
 from rlhf_cli.engine.load import load_classifier, load_tokenizer
+from rlhf_cli.engine.low_rank import add_low_rank, merge_low_rank
 from rlhf_cli.engine.padding import position_limit, settle_padding, text_ids
 from rlhf_cli.preferences.classify import Enough, Examined, descend_with_adamw, examine, fit
 
@@ -48,6 +49,8 @@ class Recipe:
     patience: int = 3
     """Looks without a better macro F1, after which training ends; the best weights are kept."""
     class_weights: dict[str, float] | None = None
+    lora: dict[str, Any] | None = None
+    """rank, alpha and targets of low-rank adapters; None or rank 0: all weights learn."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -128,6 +131,8 @@ def train(start: str, texts: Material, recipe: Recipe, *, device: torch.device, 
     model = load_classifier(start, device=device, classes=classes)
     tokenizer = load_tokenizer(start)
     settle_padding(model, tokenizer, name=start)
+    if (lora := recipe.lora) and lora["rank"]:
+        add_low_rank(model, rank=lora["rank"], alpha=lora["alpha"], targets=lora["targets"], key="classifier_train")
     limit = min(recipe.max_tokens, position_limit(model, tokenizer))
     steps = recipe.steps(len(texts.train))
     best = _Best(model, partial(examine, model, tokenizer, texts.looked, classes, limit=limit))
@@ -146,6 +151,7 @@ def train(start: str, texts: Material, recipe: Recipe, *, device: torch.device, 
         bf16=device.type == "cuda" or bf16_gain(rounding=False) > WORTH_IT,
     )
     model.load_state_dict(best.weights)
+    merge_low_rank(model)
     seconds = time.monotonic() - begun
     found = {kind: examine(model, tokenizer, rows, classes, limit=limit) for kind, rows in texts.held.items()}
     if "whole" in found and len(set(texts.reviews)) < len(texts.reviews):

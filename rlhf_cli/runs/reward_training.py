@@ -12,6 +12,7 @@ from rlhf_cli.build.paths import trunk_path
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.config.schema import RewardTrainConfig
 from rlhf_cli.engine.device import compute
+from rlhf_cli.engine.low_rank import add_low_rank, merge_low_rank
 from rlhf_cli.preferences.fit import examine, fit
 from rlhf_cli.preferences.ranked import RankedGroup, ranked, read_ranked, split, write_ranked
 from rlhf_cli.rewards.classifier import encode
@@ -43,6 +44,8 @@ def train_reward_model(config: RewardTrainConfig, folder: Path, *, group: str | 
             torch.manual_seed(config.seed)  # the new head is drawn
             device = compute(config.device, config.precision).device
             reward = LearnedReward(start, device=device, batch_size=64, dtype=torch.float32, new_head=True)
+            if (lora := config.reward_train.lora) and lora.rank:
+                add_low_rank(reward.model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets, key="reward_train")
         groups = given or synthesise(config, stop)
         if not given:
             write_ranked(folder / "ranked.jsonl", groups)
@@ -159,5 +162,6 @@ def _conclude(folder: Path, reward: LearnedReward, held: list[RankedGroup]) -> t
     """Examine and save; (metrics, calibration)."""
     metrics, calibration = examine(reward, held)
     write_atomic(folder / "calibration.json", json.dumps(calibration, indent=1) + "\n")
+    merge_low_rank(reward.model)  # nothing learns after this
     reward.save(folder / "reward_model", mean=metrics["val/reward_mean"], std=max(1e-6, metrics["val/reward_std"]))
     return metrics, calibration
