@@ -349,3 +349,10 @@ def test_what_an_attack_found_is_one_message(
     told = capsys.readouterr().err
     assert said in told
     assert "Traceback" not in told
+
+
+def test_prompts_are_built_without_a_look_at_the_validations() -> None:
+    planned = plan("data", ["scale=mini", "data.test=30"], multirun=False, config_dir=None)
+    assert planned.jobs[0].data.test == 30
+    with pytest.raises(UserError, match=r"val\.prompts=150 but data\.test=30"):
+        plan("train", ["scale=mini", "data.test=30"], multirun=False, config_dir=None)

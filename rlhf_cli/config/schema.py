@@ -204,6 +204,10 @@ class Config(Named):
         if self.profile_step and self.profile_step > self.steps:
             raise ValueError(f"profile_step={self.profile_step}: a run of steps={self.steps} never takes it")
         check_metrics(self.stop.rules, metric_names(self.val.metrics))
+        return self
+
+    @model_validator(mode="after")
+    def _enough_to_validate_on(self) -> Self:
         if self.val.prompts > self.data.test:
             raise ValueError(
                 f"val.prompts={self.val.prompts} but data.test={self.data.test}: lower one or raise the other"
@@ -278,6 +282,14 @@ class RewardTrainConfig(Config):
     def _starts_anew(self) -> Self:
         if self.resume:
             raise ValueError(f"resume={self.resume}: reward-train does not resume, it starts anew in its own folder")
+        return self
+
+
+class DataConfig(Config):
+    """`rlhf data`, which validates nothing."""
+
+    @model_validator(mode="after")
+    def _enough_to_validate_on(self) -> Self:
         return self
 
 

@@ -6,6 +6,7 @@ from rlhf_cli.config.schema import (
     ClassifierTrainConfig,
     CompareConfig,
     Config,
+    DataConfig,
     EvalConfig,
     FrontierConfig,
     ModelsConfig,
@@ -31,5 +32,6 @@ def schema_of(command: str) -> type[Section]:
         "probe": ProbeConfig,
         "audit": AuditConfig,
         "models": ModelsConfig,
+        "data": DataConfig,
     }
     return schemas.get(command, Config)
