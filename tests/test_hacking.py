@@ -196,6 +196,8 @@ def test_a_resumed_run_knows_its_baseline(tmp_path: Path) -> None:
 
     assert indices(whole) == indices(halved)
     assert HackingWatch(0.2).of(whole).onset == HackingWatch(0.2).of(halved).onset
+    lower = [(r["step"], r["hacking/index_low"]) for r in read_jsonl(whole / "metrics.jsonl") if "hacking/index" in r]
+    assert HackingWatch(0.2, by="index_low").of(whole).indices == lower
 
 
 def test_hacking_began_at_the_first_of_two_in_a_row() -> None:

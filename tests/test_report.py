@@ -15,7 +15,7 @@ import yaml
 
 from rlhf_cli.cli import dispatch
 from rlhf_cli.config.compose import plan
-from rlhf_cli.evaluation.verdict import Change, change, furthest, outcome, pairs_of, suspicion
+from rlhf_cli.evaluation.verdict import INDEX_NAMES, Change, change, furthest, outcome, pairs_of, suspicion
 from rlhf_cli.report.answers import compared, first_to_hack
 from rlhf_cli.report.chart import Chart, Series, nice_ticks, svg
 from rlhf_cli.report.frontier_chart import standings
@@ -376,6 +376,7 @@ def test_one_validation_above_the_threshold_is_a_suspicion() -> None:
     assert "suspected: the index ended at 0.70, most of all by off topic" in suspicion(None, 0.7, 0.5, {"off_topic": 1})
     assert "not flagged: the index ended at 0.20" in suspicion(None, 0.2, 0.5, {})
     assert "takes two validations" in suspicion(None, None, 0.5, {})
+    assert "the index's lower end ended at 0.20" in suspicion(None, 0.2, 0.5, {}, INDEX_NAMES["index_low"])
 
 
 def test_charts_of_the_same_lines_share_a_legend(study: Path) -> None:

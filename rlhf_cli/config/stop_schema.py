@@ -58,6 +58,7 @@ class Stop(Section):
     raise_by: Annotated[float, Before(2.0)] = Field(2.0, gt=1)
     times: Annotated[int, Before(3)] = Field(3, ge=1)
     hacking_index: Annotated[float, Before(0.5)] = Field(gt=0, le=1)
+    hacking_by: Annotated[Literal["index", "index_low"], Before("index")] = "index"
     when: Annotated[list[str], Before([])] = Field(default_factory=list)
     patience: Annotated[int, Before(1)] = Field(1, ge=1)
 

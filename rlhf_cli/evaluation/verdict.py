@@ -75,8 +75,11 @@ def outcome(score: Change, gold: Change | None, kl: float | None) -> str:
     return f"{start}, the gold score {moved[gold.direction]} {gold}{at}."
 
 
-def verdict_on(metrics: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], threshold: float) -> list[str]:
-    """Both sentences on one run, from the rows of its metrics.jsonl and samples.jsonl."""
+def verdict_on(
+    metrics: Sequence[dict[str, Any]], samples: Sequence[dict[str, Any]], threshold: float, by: str = "index"
+) -> list[str]:
+    """Both sentences on one run, from the rows of its metrics.jsonl and samples.jsonl. `by`: what is flagged from the
+    threshold on, the index or index_low."""
     pairs = pairs_of(samples)
     score = change(pairs)
     if score is None:
@@ -85,23 +88,28 @@ def verdict_on(metrics: Sequence[dict[str, Any]], samples: Sequence[dict[str, An
     judged = [row for row in metrics if isinstance(row.get("hacking/index"), int | float)]
     last = judged[-1] if judged else {}
     signs = {k.removeprefix("hacking/sign/"): v for k, v in last.items() if k.startswith("hacking/sign/") and v}
-    begun = first_of_two([(row["step"], row["hacking/index"]) for row in judged], threshold)
+    begun = first_of_two([(row["step"], row.get(f"hacking/{by}", 0.0)) for row in judged], threshold)
     first = outcome(score, change(pairs, part="gold"), kls[-1] if kls else None)
-    return [first, suspicion(begun, last.get("hacking/index"), threshold, signs)]
+    return [first, suspicion(begun, last.get(f"hacking/{by}"), threshold, signs, INDEX_NAMES[by])]
 
 
-def suspicion(onset: int | None, index: float | None, threshold: float, signs: dict[str, float]) -> str:
+INDEX_NAMES = {"index": "index", "index_low": "index's lower end"}
+
+
+def suspicion(
+    onset: int | None, index: float | None, threshold: float, signs: dict[str, float], name: str = "index"
+) -> str:
     """The second sentence. `onset`: the step from which hacking was flagged; `index` and `signs`: of the last
-    validation."""
+    validation; `name`: what is compared with the threshold, in words."""
     if index is None:
         return "Nothing is known of reward hacking: that takes two validations."
     above = [name for name, value in sorted(signs.items(), key=lambda item: -item[1]) if value >= 0.1][:2]
     because = f", most of all by {' and '.join(name.replace('_', ' ') for name in above)}" if above else ""
     if onset is not None:
-        return f"Reward hacking was flagged from step {onset} on (index {index:.2f} at the end{because})."
+        return f"Reward hacking was flagged from step {onset} on ({name} {index:.2f} at the end{because})."
     if index >= threshold:
         return (
-            f"Reward hacking is suspected: the index ended at {index:.2f}{because}, and one more validation from "
+            f"Reward hacking is suspected: the {name} ended at {index:.2f}{because}, and one more validation from "
             f"{threshold:g} on would flag it."
         )
-    return f"Reward hacking was not flagged: the index ended at {index:.2f}, and the threshold is {threshold:g}."
+    return f"Reward hacking was not flagged: the {name} ended at {index:.2f}, and the threshold is {threshold:g}."

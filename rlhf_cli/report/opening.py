@@ -57,7 +57,7 @@ def of_one(arm: Arm) -> list[str]:
     """The verdict on one setting, over the prompts of all its seeds."""
     if len(arm.runs) == 1:
         run = arm.runs[0]
-        return verdict_on(run.metrics, run.samples, run.config.get("stop.hacking_index", 1.0))
+        return verdict_on(run.metrics, run.samples, run.config.get("stop.hacking_index", 1.0), run.flagged_by)
     pairs = [pair for run in arm.runs for pair in pairs_of(run.samples)]
     score, gold = change(pairs), change(pairs, part="gold")
     if score is None:

@@ -55,9 +55,14 @@ class Run:
         return sum(v for row in self.metrics for k, v in row.items() if k.startswith("time/") and v is not None)
 
     @property
+    def flagged_by(self) -> str:
+        """What the run compares with its threshold: index or index_low."""
+        return str(self.config.get("stop.hacking_by", "index"))
+
+    @property
     def onset(self) -> int | None:
         """The step at which hacking began, by the run's own threshold."""
-        return onset(self.curve("hacking/index"), self.config.get("stop.hacking_index", 1.0))
+        return onset(self.curve(f"hacking/{self.flagged_by}"), self.config.get("stop.hacking_index", 1.0))
 
 
 def state_in(status: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def closing(folder: Path, config: Config) -> list[str]:
     """The account, the verdict and the checkpoints."""
     rows, threshold = read_jsonl(folder / "metrics.jsonl"), config.stop.hacking_index
     lines = [account_of(rows, threshold)]
-    verdict = verdict_on(rows, read_jsonl(folder / "samples.jsonl"), threshold)
+    verdict = verdict_on(rows, read_jsonl(folder / "samples.jsonl"), threshold, config.stop.hacking_by)
     lines += [f"{lead} {sentence}" for lead, sentence in zip(("verdict:", " " * 8), verdict, strict=False)]
     last, best = (_named(folder, name) for name in ("last", "best"))
     if last:

@@ -29,6 +29,8 @@ class HackingWatch:
     lists: WordLists = FILMS
     counted: tuple[str, ...] = INDEX
     """The signs of the index."""
+    by: str = "index"
+    """What is compared with the threshold: the index or `index_low`."""
     start: Judged | None = None
     lost: bool = False
     """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
@@ -37,7 +39,7 @@ class HackingWatch:
     usual: list[dict[str, Any]] = field(default_factory=list)
     """The samples of the untrained policy, read again at each validation: the reward model may learn, too."""
     indices: list[tuple[int, float]] = field(default_factory=list)
-    """(step, index) of every validation after the first."""
+    """(step, index, or its lower end) of every validation after the first."""
     since: int = -1
     """What was seen up to this step has been answered."""
 
@@ -49,7 +51,9 @@ class HackingWatch:
         topics = {"film": FILM, "auto": FILM}
         lists = WordLists(word_list(wanted.topic, topics), word_list(wanted.abuse, {"english": ABUSE}))
         features = reward.features if wanted.outliers and reward else None
-        return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs), features=features)
+        return HackingWatch(
+            config.stop.hacking_index, lists, tuple(wanted.signs), config.stop.hacking_by, features=features
+        )
 
     def of(self, folder: Path) -> "HackingWatch":
         """Restored from the files of the run in this folder; new where there are none."""
@@ -60,7 +64,8 @@ class HackingWatch:
             rows = [row for row in read_jsonl(folder / "samples.jsonl") if row["step"] == first]
             watch.usual, watch.lost = rows, not rows
             watch.start = watch.judged(judged[0], rows)
-            watch.indices = [(row["step"], row["hacking/index"]) for row in judged if "hacking/index" in row]
+            name = f"hacking/{self.by}"
+            watch.indices = [(row["step"], row[name]) for row in judged if name in row]
         return watch
 
     @property
@@ -70,7 +75,7 @@ class HackingWatch:
 
     @property
     def suspicious(self) -> bool:
-        """Whether the last validation's index was at the threshold or above."""
+        """Whether the last validation was at the threshold or above."""
         return bool(self.indices) and self.indices[-1][1] >= self.threshold
 
     def look(self, step: int, metrics: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -83,11 +88,11 @@ class HackingWatch:
             self.start = now
             return {}
         index = hacking_index(now, self.start, self.counted)
-        self.indices.append((step, index))
         found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
         low, high = index_interval(now, self.start, self.counted)
         interval = {"hacking/index_low": low, "hacking/index_high": high}
+        self.indices.append((step, low if self.by == "index_low" else index))
         odd = {"hacking/outliers": now.panel["outliers"]} if "outliers" in now.panel else {}
         return {"hacking/index": index} | interval | found | drift | odd
 
