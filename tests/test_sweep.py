@@ -17,6 +17,7 @@ from rlhf_cli.config.compose import plan, plan_jobs
 from rlhf_cli.config.errors import UserError
 from rlhf_cli.runs.status import alive, read_status, write_status
 from rlhf_cli.sweeps.table import as_csv, cell, markdown, settings
+from rlhf_cli.sweeps.terminal import closing
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -320,3 +321,17 @@ def test_a_wrong_value_of_a_job_is_told_as_of_one_alone() -> None:
                 plan("train", ["scale=mini", *line], multirun=multirun, config_dir=None)
             said.append(str(refused.value))
         assert said[0] == said[1]
+
+
+def test_the_end_names_the_best_job_and_overrides_are_as_they_were_typed(tmp_path: Path) -> None:
+    (tmp_path / "1" / "checkpoints").mkdir(parents=True)
+    rows = [
+        {"job": 0, "overrides": ["seed=0"], "state": "done", "val/score": 0.4},
+        {"job": 1, "overrides": ["reward.fn=mine\\:score"], "state": "done", "val/score": 0.6},
+        {"job": 2, "overrides": ["seed=2"], "state": "failed", "val/score": 0.9},
+    ]
+    table = {"sweep": str(tmp_path), "objective": "val/score", "jobs": rows}
+    first, *others = closing(table)
+    assert first == f"highest val/score at the end: job 1 (reward.fn=mine:score), 0.60: {tmp_path / '1'}"
+    assert any(f"rlhf sample checkpoint={tmp_path / '1'}" in line for line in others)
+    assert closing(table | {"jobs": rows[2:]}) == []

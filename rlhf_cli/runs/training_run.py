@@ -34,7 +34,7 @@ def train(config: Config, folder: Path, *, group: str | None = None) -> dict[str
             with stop.at_once():
                 session = open_session(config, folder, checkpoint, group)
             with concluded(session.trackers.finish):
-                metrics = run(session, stop)
+                metrics = run(session, stop, alone=group is None)
             checkpoint = session.back
             if checkpoint is None:
                 break
@@ -56,8 +56,10 @@ def conclude(session: Session, *, alone: bool) -> None:
         notify(line)
 
 
-def run(session: Session, stop: StopRequest) -> dict[str, float]:
-    """Take every step that is left; returns the last one's metrics. Raises Interrupted after a checkpoint."""
+def run(session: Session, stop: StopRequest, *, alone: bool = True) -> dict[str, float]:
+    """Take every step that is left; returns the last one's metrics. Raises Interrupted after a checkpoint. `alone`: no
+    job of a sweep, which says itself how it goes on."""
+    go_on = f"; go on: rlhf train resume={shell(session.folder)}" if alone else ""
     steps, metrics, step = session.config.steps, {}, session.steps.start - 1
     reason = distributed.first(lambda: session.rules.reason)
     for step in session.steps if reason is None else ():
@@ -75,13 +77,12 @@ def run(session: Session, stop: StopRequest) -> dict[str, float]:
             break
         if stop.signal and step < steps:
             session.tell("interrupted", step)
-            go_on = f"rlhf train resume={shell(session.folder)}"
-            session.trackers.message(f"stopped by {stop.signal} at step {step}; go on: {go_on}")
+            session.trackers.message(f"stopped by {stop.signal} at step {step}{go_on}")
             raise Interrupted(stop.signal)
     reason = reason if step < steps else None
     if reason:
-        go_on = f"rlhf train resume={shell(session.folder)} stop.when=[]"
-        session.trackers.message(f"stopped by stop.when at step {step}: {reason}; go on: {go_on}")
+        more = f"{go_on} stop.when=[]" if go_on else ""
+        session.trackers.message(f"stopped by stop.when at step {step}: {reason}{more}")
     session.tell("done", step, reason)
     return metrics
 

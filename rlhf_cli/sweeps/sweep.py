@@ -33,7 +33,7 @@ from rlhf_cli.config.own_folder import first, of_engine
 from rlhf_cli.config.refused import CLUSTERS
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
-from rlhf_cli.tracking.text import shell
+from rlhf_cli.tracking.text import as_typed, shell
 
 RECORD = "sweep.json"
 
@@ -50,6 +50,8 @@ class Job:
     """Of torch, where several jobs share the cores."""
     numbers: tuple[int, ...]
     """Of the jobs that are to run now, in their order."""
+    common: tuple[str, ...] = ()
+    """Overrides that all jobs have, and that are said once."""
 
     def __call__(self, cfg: DictConfig) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -65,9 +67,9 @@ class Job:
             return None  # another engine got there first
         if cfg.fail_fast and any(_failed_since(self.began, other) for other in folder.parent.iterdir()):
             return None
-        typed = [o for o in hydra.overrides.task if o != "resume=auto"]
+        typed = [o for o in hydra.overrides.task if o != "resume=auto" and o not in self.common]
         at = f"{self.numbers.index(int(folder.name)) + 1} of {len(self.numbers)}"
-        print(f"job {folder.name} ({at}): {' '.join(typed)}", flush=True)
+        print(f"job {folder.name} ({at}): {as_typed(typed)}", flush=True)
         if self.threads and "OMP_NUM_THREADS" not in os.environ:
             import torch
 
@@ -330,7 +332,10 @@ def launch(plan: Plan, folder: Path, numbers: list[int]) -> None:
         at_once = concurrent(cfg.hydra.launcher, len(numbers))
         in_process = "basic" in cfg.hydra.launcher._target_
         threads = max(1, cores() // at_once) if not in_process and at_once else None
-        job = Job(plan.command, time.time(), in_process, threads, tuple(numbers))
+        common = [o for o in first if all(o in other for other in plan.overrides)] if len(plan.overrides) > 1 else []
+        if common:
+            print(f"all jobs: {as_typed(common)}", flush=True)
+        job = Job(plan.command, time.time(), in_process, threads, tuple(numbers), tuple(common))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=cfg)
         callbacks.on_multirun_start(config=cfg, config_name=name)
         # submitit's local executor starts all that it is given at once

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from rlhf_cli.runs.status import alive, read_status, write_atomic
-from rlhf_cli.tracking.text import printable
+from rlhf_cli.tracking.text import as_typed, printable
 
 TRAIN = ("val/score", "val/kl", "val/repetition", "val/response_length")
 JUDGED = ("val/gold_score", "hacking/index")
@@ -21,16 +21,21 @@ SEEDS = ("seed",)
 
 def show(folder: Path) -> int:
     """Print the table of a sweep and write it as table.md, table.json and table.csv; 1 if any job is not done."""
+    from rlhf_cli.sweeps.terminal import closing, print_table
+
     table = make(folder)
     write_atomic(folder / "table.json", json.dumps(table, indent=1) + "\n")
     write_atomic(folder / "table.md", markdown(table))
     write_atomic(folder / "table.csv", as_csv(table))
-    _print(table)
+    print_table(table)
+    for line in closing(table):
+        print(line, flush=True)
     return int(any(row["state"] != "done" for row in table["jobs"]))
 
 
 def make(folder: Path) -> dict[str, Any]:
-    """{"sweep", "common": overrides of every job, "metrics": columns, "jobs": rows, "settings": rows}."""
+    """{"sweep", "objective": the metric that it is about, "common": overrides of every job, "metrics": columns, "jobs":
+    rows, "settings": rows}."""
     listed, objective = _jobs(folder)
     common = [o for o in listed[0] if all(o in job for job in listed.values())] if len(listed) > 1 else []
     latest = {number: results(folder / str(number)) for number in listed}
@@ -54,6 +59,7 @@ def make(folder: Path) -> dict[str, Any]:
         )
     return {
         "sweep": str(folder),
+        "objective": objective,
         "common": common,
         "metrics": list(columns),
         "jobs": jobs,
@@ -114,7 +120,7 @@ def settings(jobs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[dict[
 def markdown(table: dict[str, Any]) -> str:
     """Both tables; cells can neither end a column nor carry markup."""
     names = [short(name) for name in table["metrics"]]
-    jobs = [_cells(row, table["metrics"], _code(row["overrides"])) for row in table["jobs"]]
+    jobs = [cells_of(row, table["metrics"], _code(row["overrides"])) for row in table["jobs"]]
     lines = _markdown_rows(["job", "overrides", "state", *names, "seconds"], jobs)
     if table["settings"]:
         lines += ["", "Mean ± standard deviation over seeds:", ""]
@@ -133,7 +139,8 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any], metrics: list[str], overrides: str, digits: int = 3) -> list[str]:
+def cells_of(row: dict[str, Any], metrics: list[str], overrides: str, digits: int = 3) -> list[str]:
+    """A job's row, without markup of any kind."""
     numbers = (number(row[name], digits) for name in metrics)
     return [str(row["job"]), overrides, row["state"], *numbers, number(row["seconds"], digits=1)]
 
@@ -143,7 +150,7 @@ def _markdown_rows(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _code(words: list[str]) -> str:
-    text = printable(" ".join(words)).replace("`", "'").replace("|", "\\|")
+    text = printable(as_typed(words)).replace("`", "'").replace("|", "\\|")
     return f"`{text}`" if text else ""
 
 
@@ -183,11 +190,6 @@ def short(metric: str) -> str:
     return name.removesuffix("_score").replace("/index", "")
 
 
-def _brief(metric: str) -> str:
-    """For a terminal of 80 columns."""
-    return {"repetition": "rep", "length": "len", "hacking": "hack"}.get(short(metric), short(metric))
-
-
 def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if isinstance(value, int | float) and math.isfinite(value) else "–"
 
@@ -195,36 +197,3 @@ def number(value: Any, digits: int = 3) -> str:
 def spread(row: dict[str, Any], metric: str, digits: int = 3) -> str:
     std = row[f"{metric}_std"]
     return number(row[metric], digits) + (f" ± {number(std, digits)}" if std is not None else "")
-
-
-def _print(table: dict[str, Any]) -> None:
-    """Two digits and few lines, so that the overrides' words are whole at 80 columns; the files have three digits."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console()
-    # of several gold judges the first is shown: each one's column, in the files, would leave no room for the overrides
-    metrics = [name for name in table["metrics"] if console.width > 120 or not name.startswith(f"{JUDGED[0]}/")]
-    caption = Text("all jobs: " + " ".join(table["common"])) if table["common"] else None
-    shown = Table(title=Text(f"sweep {table['sweep']}"), caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("job", "overrides", "state"):
-        shown.add_column(column, overflow="fold", no_wrap=column != "overrides")
-    for column in (*map(_brief, metrics), "s"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for row in table["jobs"]:
-        cells = _cells(row, metrics, printable(" ".join(row["overrides"])), 2)
-        shown.add_row(*map(Text, cells), style="" if row["state"] == "done" else "bold red")
-    console.print(shown)
-    if table["settings"]:
-        means = Table(title="mean ± std over seeds", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for column in ("overrides", "seeds", *map(_brief, metrics)):
-            means.add_column(column, overflow="fold")
-        for row in table["settings"]:
-            cells = [printable(" ".join(row["overrides"])), str(row["seeds"])]
-            means.add_row(*map(Text, [*cells, *(spread(row, m, 2) for m in metrics)]))
-        console.print(means)
-    for row in table["jobs"]:
-        if row["error"]:
-            console.print(Text(f"job {row['job']} {row['state']}: {printable(row['error'])}"))

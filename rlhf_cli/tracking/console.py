@@ -136,6 +136,7 @@ def validation_text(step: int, metrics: Mapping[str, float]) -> str:
     if GOLD in metrics:
         judges = {key.removeprefix(f"{GOLD}/"): value for key, value in metrics.items() if key.startswith(f"{GOLD}/")}
         text += " gold " + (" ".join(f"{n} {v:.2f}" for n, v in judges.items()) or f"{metrics[GOLD]:.2f}")
+    text += f" kl {metrics['val/kl']:z.1f}" if "val/kl" in metrics else ""
     text += f" hacking {metrics['hacking/index']:.2f}" if "hacking/index" in metrics else ""
     text += f" ({' '.join(classes)})" if classes else ""
     return text + (f" repetition {metrics['val/repetition']:.2f}" if "val/repetition" in metrics else "")

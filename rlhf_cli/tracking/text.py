@@ -1,7 +1,9 @@
 """Model text is untrusted: what may reach a terminal."""
 
+import re
 import shlex
 import unicodedata
+from collections.abc import Iterable
 
 # Control (Cc), invisible formatting such as bidi overrides (Cf), lone surrogates (Cs), line separators (Zl, Zp).
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -25,6 +27,11 @@ def markdown_text(text: str) -> str:
 def harmless(text: str) -> str:
     """`text` with its lines, but without anything that moves a cursor or hides a character."""
     return "".join(" " if unicodedata.category(c) in _UNSAFE and c != "\n" else c for c in text)
+
+
+def as_typed(overrides: Iterable[str]) -> str:
+    """Overrides as a person types them: Hydra puts a backslash before what its grammar has a meaning for."""
+    return " ".join(re.sub(r"\\(.)", r"\1", override) for override in overrides)
 
 
 def shell(path: object) -> str:
