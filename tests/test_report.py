@@ -334,6 +334,14 @@ def test_the_verdict_on_one_run(tmp_path: Path) -> None:
     )
 
 
+def test_the_verdict_on_a_run_that_goes_on(tmp_path: Path) -> None:
+    make(tmp_path / "r", [], [0.4, 0.6, 0.9], hacking=0.6, gold=True)
+    status = tmp_path / "r" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "interrupted", "step": 19, "steps": 22}))
+    told = told_of(find([str(tmp_path)])[0])
+    assert told.startswith("This run is not done (interrupted, step 19 of 22); up to the validation at step ")
+
+
 def test_the_verdict_on_several_settings(study: Path) -> None:
     told = told_of(find([str(study)])[0])
     assert "Of 4 settings, qwen_instruct, ppo, beta 0.03 has the highest gold score: 0.50 ± 0.00" in told

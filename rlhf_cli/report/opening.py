@@ -57,7 +57,8 @@ def of_one(arm: Arm) -> list[str]:
     """The verdict on one setting, over the prompts of all its seeds."""
     if len(arm.runs) == 1:
         run = arm.runs[0]
-        return verdict_on(run.metrics, run.samples, run.config.get("stop.hacking_index", 1.0), run.flagged_by)
+        verdict = verdict_on(run.metrics, run.samples, run.config.get("stop.hacking_index", 1.0), run.flagged_by)
+        return verdict if run.state == "done" else [so_far(run), *verdict]
     pairs = [pair for run in arm.runs for pair in pairs_of(run.samples)]
     score, gold = change(pairs), change(pairs, part="gold")
     if score is None:
@@ -69,6 +70,15 @@ def of_one(arm: Arm) -> list[str]:
     if high is None:
         told = suspicion(None, None, 0.0, {})
     return [outcome(score, gold, arm.mean("val/kl")), told]
+
+
+def so_far(run: Run) -> str:
+    """Of a run that is not done."""
+    judged = run.curve("val/score")
+    at = f"up to the validation at step {judged[-1][0]}" if judged else "so far"
+    return (
+        f"This run is not done ({run.state}, step {run.status.get('step', 0)} of {run.status.get('steps', '?')}); {at}:"
+    )
 
 
 def of_many(arms: dict[str, Arm]) -> tuple[list[str], list[str]]:
