@@ -120,7 +120,8 @@ usage: rlhf <command> [group=option] [key=value] [--multirun] …
   rlhf train --cfg job      the composed config
   rlhf train --dry-run …    the checked config, and what it will take: steps, tokens, memory, time; also of a sweep
 
-example: rlhf train reward=roberta_large data=short_prefix"""
+examples: rlhf train reward=roberta_large data=short_prefix     miniatures on a CPU, the real models on a GPU
+          rlhf train scale=small                                a real small language model on a laptop"""
 
 
 def run(command: str, argv: list[str]) -> int:

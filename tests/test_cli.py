@@ -308,11 +308,22 @@ def test_the_help_of_a_command_explains_every_key(command: str, capsys: pytest.C
     groups = [] if command in ("report", "runs") else ["algo=grpo"]
     assert dispatch([command, *groups, "--help"]) == 0
     shown = capsys.readouterr().out
-    keys = shown.partition("== Keys")[2].partition("== Examples")[0].splitlines()[1:]
+    before, _, after = shown.partition("== Groups")
+    keys = (before.partition("== Keys")[2] + after.partition("== Keys")[2]).splitlines()
     bare = [line for line in keys if re.fullmatch(r" {0,8}[\w']+: \S.{0,30}", line) and "  " not in line.strip()]
     assert bare == []
     assert not groups or re.search(r"beta: 0.04 +weight of the KL, as in the paper\n", shown)
-    assert f"\nrlhf {command}" in shown.partition("== Examples")[2]
+    assert f"\nrlhf {command}" in shown.partition("== Examples")[2].partition("== Keys")[0]
+
+
+def test_the_help_shows_a_commands_own_keys_before_those_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch(["compare", "scale=small", "--help"]) == 0
+    own, _, shared = capsys.readouterr().out.partition(
+        "== Keys that it shares with rlhf train, as they stand at scale=small"
+    )
+    assert all(f"\n{key}: " in own for key in ("checkpoint", "prefixes", "against", "fail_below"))
+    assert "\nsteps: 48" in shared
+    assert "fine_tune:" in shared
 
 
 def test_a_typed_option_replaces_what_was_saved_of_its_group() -> None:

@@ -7,33 +7,64 @@ import textwrap
 from rlhf_cli.config.compose import CONF
 
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w']+):(?P<value>.*?)(?:\s+# (?P<comment>.*))?$")
+RECIPES = ("experiment", "debug")
+"""Groups whose comments say why a value stands there, not what the key is."""
 BESIDE = 36
 """The column at which comments stand."""
 
 
 def explained(text: str, command: str) -> str:
-    """Hydra's help for a command, each key with its comment."""
+    """Hydra's help for a command in the order in which it is read: examples, the command's own keys, groups, and the
+    keys that it shares with `rlhf train`; each key with its comment."""
     head, mark, rest = text.partition("== Keys")
     if not mark:
         return text
+    header, _, groups = head.partition("== Groups")
     title, _, body = rest.partition("\n")
-    keys, after, tail = body.partition("\n\n\n==")
-    files = [CONF / f"{command.replace('-', '_')}.yaml", CONF / "train.yaml"]
+    keys, _, tail = body.partition("\n\n\n== Examples ==\n")
+    examples, _, more = tail.partition("\n\n")
+    lines = [(path, line) for path, _, line in _keys(keys)]
+    known, width = _known(command, lines), max(80, shutil.get_terminal_size((120, 24)).columns)
+    own = set() if command == "train" else _own(command)
+    parts: dict[bool, list[str]] = {True: [], False: []}
+    for path, line in lines:
+        parts[path.partition(".")[0] in own].append(_beside(line, known.get(path, ""), width))
+    scale = next((line.split()[-1] for path, line in lines if path == "scale"), None)
+    named = f"{'Keys that it shares with rlhf train' if own else 'Keys'}, as they stand at scale={scale}"
+    others = f"Another choice has others: rlhf {command} scale=small --help, rlhf {command} reward=minilm --help\n"
+    pieces = [header.rstrip(), f"== Examples ==\n{examples.rstrip()}"]
+    pieces += [f"== Keys of rlhf {command} ==\n" + "\n".join(parts[True])] if parts[True] else []
+    pieces += [f"== Groups{groups.rstrip()}"] if groups.strip() else []
+    if parts[False]:
+        pieces += [
+            (f"== {named}{title}\n{others}" if scale else "== Other keys ==\n") + "\n".join(parts[False]).rstrip()
+        ]
+    return "\n\n".join([*pieces, more.strip()]).rstrip() + "\n"
+
+
+def _own(command: str) -> set[str]:
+    """Top-level keys that its file sets, or a file that it builds on, `train.yaml` left out."""
+    text = (CONF / f"{command.replace('-', '_')}.yaml").read_text(encoding="utf-8")
+    found = {path for path, _, _ in _keys(text) if path and "." not in path} - {"defaults", "hydra", "objective"}
+    bases = set(re.findall(r"^  - (\w+)$", text, re.MULTILINE)) - {"train", "_self_"}
+    return found.union(*map(_own, bases))
+
+
+def _known(command: str, lines: list[tuple[str, str]]) -> dict[str, str]:
+    """The comments of all keys, by their paths."""
+    files = [CONF / f"{command.replace('-', '_')}.yaml", *(CONF / f"{name}.yaml" for name in ("eval", "train"))]
     known: dict[str, str] = {}
     for file in files:
         known = comments(file.read_text(encoding="utf-8")) | known
-    lines = [(path, line) for path, _, line in _keys(keys)]
     # which option of each group it is: its name, or its value where it is only that (scale)
     chosen = {path.removesuffix(".name"): line.split()[-1] for path, line in lines if line.strip()}
-    for group in sorted(path for path in CONF.iterdir() if path.is_dir()):
+    for group in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in RECIPES):
         said = {file.stem: _in(group.name, file.read_text(encoding="utf-8")) for file in sorted(group.glob("*.yaml"))}
         # the chosen option's own words first, then those of the option that says most
         order = sorted(said, key=lambda option: (option != chosen.get(group.name), -len(said[option])))
         for option in order:
             known = said[option] | known
-    width = max(80, shutil.get_terminal_size((120, 24)).columns)
-    shown = "\n".join(_beside(line, known.get(path, ""), width) for path, line in lines)
-    return f"{head}{mark}{title}\n{shown}{after}{tail}"
+    return known
 
 
 def _in(group: str, text: str) -> dict[str, str]:
