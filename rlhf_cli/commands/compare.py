@@ -27,7 +27,8 @@ def run(cfg: DictConfig) -> float:
     shown = typed_prompts(config, judged.policy.tokenizer, judged.policy.generation.pad_id)
     names = (str(first or UNTRAINED), str(second or UNTRAINED))
     columns: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = []
-    for one in (judged.policy, other):
+    for name, one in zip(names, (judged.policy, other), strict=True):
+        notify(f"{name}: writing to {len(shown)} prompts to read and {len(judged.test)} test prompts")
         columns.append((on_prompts(judged, one, shown, config)[1], on_prompts(judged, one, judged.test, config)[1]))
     (read_a, test_a), (read_b, test_b) = columns
     rates = compare_scores(test_a, test_b)

@@ -120,7 +120,8 @@ def first_to_hack(arms: dict[Any, Arm]) -> str:
         high = max(value for arm in arms.values() for run in arm.runs for _, value in run.curve("hacking/index"))
         line = min(run.config.get("stop.hacking_index", 1.0) for arm in arms.values() for run in arm.runs)
         if high < line:
-            return "The hacking index stayed below its threshold in every run."
+            where = " in every run" if sum(len(arm.runs) for arm in arms.values()) > 1 else ""
+            return f"The hacking index stayed below its threshold{where}."
         return f"Hacking was not flagged: the index reached {high:.2f}, but not at two validations in a row."
     said = ", ".join(f"{name} from step {step} ({count} of {total} seeds)" for step, name, count, total in hacked)
     clean = [str(name) for step, name, _, _ in told if step == math.inf]

@@ -269,11 +269,13 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
         score, kl = shown(arm, "val/score"), shown(arm, "val/kl")
         answer += f"The score went from {mean(starts):.2f} to {score}, at a KL of {kl} nats. "
         answer += first_to_hack({"this setting": arm})
+    one = sum(len(arm.runs) for arm in arms) == 1
+    every = "" if one else ", all runs"
     drawn: list[Chart | None] = []
     if len(arms) <= len(KNOBS):
         metrics = ("val/score", "val/gold_score", "val/kl", "hacking/index", "val/repetition", "val/response_length")
         asked = [*metrics[:2], *golds(arms), *metrics[2:], *own_metrics(arms)]
-        drawn = [curve_chart(names, metric, title=f"{label(metric)}, all runs") for metric in asked]
+        drawn = [curve_chart(names, metric, title=f"{label(metric)}{every}") for metric in asked]
         classes = [band(arms[0], f"val/score/{c}", c, i) for i, c in enumerate(CLASSES)] if len(arms) == 1 else []
         if found := [s for s in classes if s]:
             drawn.append(
@@ -285,7 +287,8 @@ def overview(runs: list[Run], arms: list[Arm]) -> Section:
         tables.append(effects(arms, knobs))
     if len(arms) == 1 and (read := samples_table(names, "setting", "What it wrote")):
         tables.append(read)
-    return Section("All runs", "What was run, and how did it end?", answer.strip(), [c for c in drawn if c], tables)
+    title, asked_of = ("The run", "How did it go?") if one else ("All runs", "What was run, and how did it end?")
+    return Section(title, asked_of, answer.strip(), [c for c in drawn if c], tables)
 
 
 def arm_name(arm: Arm, arms: list[Arm]) -> str:

@@ -1,5 +1,6 @@
 """Signals ask a run to stop; it stops after a checkpoint."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
         request.heed()
+        if os.environ.get("RANK", "0") == "0":  # print may not be called while it is at work
+            again = "; Ctrl-C again: at once" if number == signal.SIGINT else ""
+            os.write(2, f"\n{request.signal}: it ends after this step, and saves{again}\n".encode())
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

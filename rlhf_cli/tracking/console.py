@@ -96,7 +96,8 @@ class ConsoleTracker:
         if not self._durations:
             return ""
         seconds = sum(self._durations) / len(self._durations)
-        return f"{seconds:.2g} s/step  eta {clock(seconds * (self._total - step))}"
+        pace = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+        return f"{pace} s/step  eta {clock(seconds * (self._total - step))}"
 
     def _write(self, step: int, trained: bool, validated: bool, examined: bool) -> None:
         due = time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES
