@@ -383,6 +383,7 @@ def test_the_outcome_in_words(score: tuple[float, float], gold: tuple[float, flo
 def test_one_validation_above_the_threshold_is_a_suspicion() -> None:
     assert "suspected: the index ended at 0.70, most of all by off topic" in suspicion(None, 0.7, 0.5, {"off_topic": 1})
     assert "not flagged: the index ended at 0.20" in suspicion(None, 0.2, 0.5, {})
+    assert "at 0.20 (95 % …), and" in suspicion(None, 0.2, 0.5, {}, interval=" (95 % …)")
     assert "takes two validations" in suspicion(None, None, 0.5, {})
     assert "the index's lower end ended at 0.20" in suspicion(None, 0.2, 0.5, {}, INDEX_NAMES["index_low"])
 

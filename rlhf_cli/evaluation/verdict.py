@@ -90,26 +90,36 @@ def verdict_on(
     signs = {k.removeprefix("hacking/sign/"): v for k, v in last.items() if k.startswith("hacking/sign/") and v}
     begun = first_of_two([(row["step"], row.get(f"hacking/{by}", 0.0)) for row in judged], threshold)
     first = outcome(score, change(pairs, part="gold"), kls[-1] if kls else None)
-    return [first, suspicion(begun, last.get(f"hacking/{by}"), threshold, signs, INDEX_NAMES[by])]
+    ends = tuple(last.get(f"hacking/index_{end}") for end in ("low", "high"))
+    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if None not in ends else ""
+    return [first, suspicion(begun, last.get(f"hacking/{by}"), threshold, signs, INDEX_NAMES[by], interval)]
 
 
 INDEX_NAMES = {"index": "index", "index_low": "index's lower end"}
 
 
 def suspicion(
-    onset: int | None, index: float | None, threshold: float, signs: dict[str, float], name: str = "index"
+    onset: int | None,
+    index: float | None,
+    threshold: float,
+    signs: dict[str, float],
+    name: str = "index",
+    interval: str = "",
 ) -> str:
     """The second sentence. `onset`: the step from which hacking was flagged; `index` and `signs`: of the last
-    validation; `name`: what is compared with the threshold, in words."""
+    validation; `name`: what is compared with the threshold, in words; `interval`: of the index, in words."""
     if index is None:
         return "Nothing is known of reward hacking: that takes two validations."
     above = [name for name, value in sorted(signs.items(), key=lambda item: -item[1]) if value >= 0.1][:2]
     because = f", most of all by {' and '.join(name.replace('_', ' ') for name in above)}" if above else ""
     if onset is not None:
-        return f"Reward hacking was flagged from step {onset} on ({name} {index:.2f} at the end{because})."
+        return f"Reward hacking was flagged from step {onset} on ({name} {index:.2f} at the end{interval}{because})."
     if index >= threshold:
         return (
-            f"Reward hacking is suspected: the {name} ended at {index:.2f}{because}, and one more validation from "
-            f"{threshold:g} on would flag it."
+            f"Reward hacking is suspected: the {name} ended at {index:.2f}{interval}{because}, and one more validation "
+            f"from {threshold:g} on would flag it."
         )
-    return f"Reward hacking was not flagged: the {name} ended at {index:.2f}, and the threshold is {threshold:g}."
+    return (
+        f"Reward hacking was not flagged: the {name} ended at {index:.2f}{interval}, and the threshold is "
+        f"{threshold:g}."
+    )
