@@ -41,10 +41,13 @@ def curve_chart(arms: dict[Any, Arm], metric: str, *, title: str) -> Chart | Non
 
 
 def within(metric: str, series: list[Series]) -> tuple[float, float] | None:
-    """Scores, where the reward gives shares, and the hacking index from 0 to 1; a tenth is little repetition."""
+    """Scores, where the reward gives shares, and the hacking index from 0 to 1; lengths from 0; a tenth is little
+    repetition."""
     ys = [y for s in series for y in s.y]
     if metric.startswith(("val/score", "val/gold_score", "hacking/index")) and min(ys) >= 0 and max(ys) <= 1:
         return 0.0, 1.0
+    if metric == "val/response_length" and max(ys) > 0:
+        return 0.0, max(ys)  # else half a token more looks like an explosion
     return (0.0, 0.1) if metric == "val/repetition" else None
 
 
