@@ -8,7 +8,7 @@ import yaml
 from helpers.runs import numbers, train
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands.runs import ago
+from rlhf_cli.commands.runs import ago, show, wrapped
 from rlhf_cli.runs.catalogue import catalogue, chosen, default_name
 from rlhf_cli.runs.status import write_status
 from rlhf_cli.tracking.jsonl import as_line
@@ -85,3 +85,18 @@ def test_what_lacks_a_figure_comes_last() -> None:
     runs = [{"name": n, "state": "done", "tags": [], "score": s} for n, s in (("a", None), ("b", 0.1), ("c", 0.9))]
     assert [run["name"] for run in chosen(runs, sort="score", state=None, tag=None)] == ["c", "b", "a"]
     assert [ago(s) for s in (5, 300, 7200, 864000)] == ["5 s", "5 min", "2 h", "10 d"]
+
+
+@pytest.mark.parametrize("state", ["done", "interrupted"])
+def test_a_terminal_of_80_columns_tears_no_seed_from_its_number(
+    state: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "ppo roberta_large qwen_instruct seed 0"
+    about = {"state": state, "step": 250, "steps": 1000, "score": 0.31, "gold": 0.49, "kl": 12.25, "hacking": 0.1}
+    show([{"name": name, "folder": "outputs/a/1", **about, "age_s": 110.0, "tags": [], "notes": ""}])
+    shown = capsys.readouterr().out
+    for whole in ("seed 0", f"{state} ", "250/1000 ", "12.25", "110 s"):
+        assert whole in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert wrapped(name, 36) == "ppo roberta_large qwen_instruct\nseed 0"

@@ -26,31 +26,41 @@ def run(cfg: DictConfig) -> None:
 
 
 def show(runs: list[dict[str, Any]]) -> None:
-    """As a table; at 80 columns names fold, and figures stay whole."""
+    """As a table; at 80 columns names break between words, and figures stay whole."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from rlhf_cli.tracking.text import printable
 
-    table = Table("run", "state", "step", box=None, pad_edge=False)
-    for figure in ("score", "gold", "KL", "hack"):
-        table.add_column(figure, justify="right", no_wrap=True)
-    table.add_column("age", justify="right", no_wrap=True)
-    for line in runs:
-        told = Text(printable(line["name"]), "bold")
+    console = Console()
+    heads = ("state", "step", "score", "gold", "KL", "hack", "age")
+    cells = [_figures(line) for line in runs]
+    room = console.width - sum(1 + max(map(len, column)) for column in zip(heads, *cells, strict=True))
+    table = Table("run", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="left" if head in ("state", "step") else "right", no_wrap=True)
+    for line, (state, *figures) in zip(runs, cells, strict=True):
+        told = Text(wrapped(printable(line["name"]), room), "bold")
         told.append(f"\n{printable(line['folder'])}", "not bold dim")
         if line["tags"] or line["notes"]:
             words = " ".join([*(f"#{tag}" for tag in line["tags"]), line["notes"]])
             told.append(f"\n{printable(words)}", "not bold italic")
-        table.add_row(
-            told,
-            Text(line["state"], COLOURS.get(line["state"], "")),
-            f"{line['step']}/{line['steps']}",
-            *("–" if line[key] is None else f"{line[key]:.2f}" for key in ("score", "gold", "kl", "hacking")),
-            ago(line["age_s"]),
-        )
-    Console().print(table)
+        table.add_row(told, Text(state, COLOURS.get(state, "")), *figures)
+    console.print(table)
+
+
+def _figures(line: dict[str, Any]) -> list[str]:
+    figures = ("–" if line[key] is None else f"{line[key]:.2f}" for key in ("score", "gold", "kl", "hacking"))
+    return [line["state"], f"{line['step']}/{line['steps']}", *figures, ago(line["age_s"])]
+
+
+def wrapped(name: str, width: int) -> str:
+    """The name in lines of this width; `seed 0` is not torn apart."""
+    import textwrap
+
+    glued = name.replace(" seed ", " seed\N{NO-BREAK SPACE}")
+    return "\n".join(textwrap.wrap(glued, max(width, 1), break_long_words=False)).replace("\N{NO-BREAK SPACE}", " ")
 
 
 COLOURS = {"running": "green", "failed": "red", "dead": "red", "interrupted": "yellow"}
