@@ -12,9 +12,9 @@ import pytest
 from hydra.errors import HydraException
 
 from rlhf_cli.cli import dispatch
-from rlhf_cli.commands.train import worth
 from rlhf_cli.config.compose import plan, plan_jobs
 from rlhf_cli.config.errors import UserError
+from rlhf_cli.runs.best import worth
 from rlhf_cli.runs.status import alive, read_status, write_status
 from rlhf_cli.sweeps.table import as_csv, cell, markdown, settings
 from rlhf_cli.sweeps.terminal import closing
@@ -332,6 +332,59 @@ def test_the_end_names_the_best_job_and_overrides_are_as_they_were_typed(tmp_pat
     ]
     table = {"sweep": str(tmp_path), "objective": "val/score", "jobs": rows}
     first, *others = closing(table)
-    assert first == f"highest val/score at the end: job 1 (reward.fn=mine:score), 0.60: {tmp_path / '1'}"
+    assert first == "best so far: job 1 (reward.fn=mine:score), val/score 0.60:"
+    assert others[0].strip() == str(tmp_path / "1")
     assert any(f"rlhf sample checkpoint={tmp_path / '1'}" in line for line in others)
     assert closing(table | {"jobs": rows[2:]}) == []
+
+
+def job_that_kept_its_best(place: Path, scores: dict[int, float], *, kl: float = 0.0, **kept: str) -> dict:
+    """A row of the table, and the folder of a run with these validations and the checkpoints of its best and last."""
+    sign = -1 if kept.get("best_is") == "lowest" else 1
+    steps = {"best": max(list(scores)[1:], key=lambda step: sign * scores[step]), "last": max(scores)}
+    for name, step in steps.items():
+        (place / "checkpoints" / f"step_{step:06d}").mkdir(parents=True, exist_ok=True)
+        (place / "checkpoints" / name).write_text(f"step_{step:06d}\n")
+    rows = [{"step": step, "val/score": score, "val/kl": kl} for step, score in scores.items()]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "config.yaml").write_text(json.dumps({"checkpoint": kept, "kl_budget": 8.0}))
+    return {"job": int(place.name), "overrides": [f"seed={place.name}"], "state": "done", **rows[-1]}
+
+
+def test_the_best_of_a_sweep_is_the_best_checkpoint_of_a_job(tmp_path: Path) -> None:
+    curves = {0: {0: 0.4, 3: 0.5, 6: 0.5}, 1: {0: 0.9, 3: 0.6, 6: 0.2}}
+    rows = [job_that_kept_its_best(tmp_path / str(n), c, best="val/score") for n, c in curves.items()]
+    bought = job_that_kept_its_best(tmp_path / "2", {0: 0.4, 6: 0.8}, kl=10.0, best="val/score")
+    table = {"sweep": str(tmp_path), "objective": "val/score", "jobs": [*rows, bought]}
+    checkpoint = tmp_path / "1" / "checkpoints" / "step_000003"
+    first, where, caption, *others = closing(table)
+    assert first == "best: job 1 (seed=1), val/score 0.60 at step 3:"
+    assert (where.strip(), caption.strip()) == (
+        str(checkpoint), "(the table has last validations: job 1 ended at 0.20)"
+    )  # fmt: skip
+    assert any(f"rlhf sample checkpoint={checkpoint} " in line for line in others)
+    (tmp_path / "0" / "config.yaml").write_text("{}")
+    (tmp_path / "1" / "config.yaml").write_text("checkpoint: {best: val/kl}")  # not by what the sweep is about
+    assert closing(table)[0] == "best: job 0 (seed=0), val/score 0.50 at step 6:"
+
+
+def test_the_best_of_a_sweep_may_be_the_lowest(tmp_path: Path) -> None:
+    curves = {0: {0: 0.4, 3: 0.5, 6: 0.5}, 1: {0: 0.1, 3: 0.3, 6: 0.7}}
+    kept = {"best": "val/score", "best_is": "lowest"}
+    rows = [job_that_kept_its_best(tmp_path / str(n), c, **kept) for n, c in curves.items()]
+    table = {"sweep": str(tmp_path), "objective": "val/score", "jobs": rows}
+    assert closing(table)[0] == "best: job 1 (seed=1), lowest val/score 0.30 at step 3:"
+    for row in rows:
+        (tmp_path / str(row["job"]) / "config.yaml").write_text("{}")
+    assert closing(table)[0].startswith("best: job 1 (seed=1), val/score 0.70 at step 6")
+    for row in rows:
+        (tmp_path / str(row["job"]) / ".hydra").mkdir(exist_ok=True)
+        (tmp_path / str(row["job"]) / ".hydra" / "hydra.yaml").write_text("hydra: {sweeper: {direction: minimize}}")
+    assert closing(table)[0] == "best: job 0 (seed=0), lowest val/score 0.50 at step 6:"
+
+
+def test_a_sweep_of_evaluations_names_the_best_and_no_page(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    rows = [{"job": 0, "overrides": ["seed=0"], "state": "done", "val/score": 0.4}]
+    told = closing({"sweep": str(tmp_path), "objective": None, "jobs": rows})
+    assert told == ["best: job 0 (seed=0), val/score 0.40:", f"      {tmp_path / '0'}"]

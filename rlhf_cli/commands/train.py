@@ -16,6 +16,7 @@ def run(cfg: DictConfig) -> float | None:
     folder = Path(hydra.runtime.output_dir)
     config = settle("train", cfg, list(hydra.overrides.task), folder=folder)
     sweeping = hydra.mode == RunMode.MULTIRUN
+    from rlhf_cli.runs.best import worth
     from rlhf_cli.runs.folder import last_metrics
     from rlhf_cli.runs.training_run import train
 
@@ -28,11 +29,3 @@ def run(cfg: DictConfig) -> float | None:
         group=Path(hydra.sweep.dir).name if sweeping else None,
     )
     return worth(metrics or last_metrics(folder), config.objective, config.kl_budget)
-
-
-def worth(metrics: dict[str, float], objective: str, kl_budget: float | None) -> float | None:
-    """The objective's last value, less the nats above the budget: a search stays where the score was not bought."""
-    value = metrics.get(objective)
-    if value is None or kl_budget is None:
-        return value
-    return value - max(0.0, metrics["val/kl"] - kl_budget)

@@ -47,6 +47,21 @@ class Best:
             write_atomic(checkpoint.parent / "best", checkpoint.name + "\n")
 
 
+def named(folder: Path, name: str) -> str:
+    """The checkpoint that `checkpoints/last` or `checkpoints/best` of a run names; empty where there is none."""
+    file = folder / "checkpoints" / name
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+
+
+def worth(metrics: dict[str, Any], objective: str, kl_budget: float | None, *, sign: float = 1.0) -> float | None:
+    """The objective's value, times `sign`, less the nats above the budget: a search stays where the score was not
+    bought. None where the metrics lack the objective."""
+    value = metrics.get(objective)
+    if value is None or kl_budget is None:
+        return value if value is None else sign * value
+    return sign * value - max(0.0, metrics["val/kl"] - kl_budget)
+
+
 def check_known(key: str, metric: str, metrics: dict[str, float]) -> None:
     """Raise UserError where `key=metric` names one of a validation's that this, the first, does not have."""
     known = [name for name in metrics if name.startswith("val/")]

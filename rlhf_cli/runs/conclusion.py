@@ -11,6 +11,7 @@ from rlhf_cli.evaluation.attribution import leave_one_word_out
 from rlhf_cli.evaluation.validation_metrics import texts_of
 from rlhf_cli.evaluation.verdict import furthest, pairs_of, verdict_on
 from rlhf_cli.rewards.scorer import Score
+from rlhf_cli.runs.best import named
 from rlhf_cli.runs.status import write_atomic
 from rlhf_cli.tracking.jsonl import read_jsonl
 from rlhf_cli.tracking.text import shell
@@ -44,7 +45,7 @@ def closing(folder: Path, config: Config) -> list[str]:
     lines = [account_of(rows, threshold)]
     verdict = verdict_on(rows, read_jsonl(folder / "samples.jsonl"), threshold, config.stop.hacking_by)
     lines += [f"{lead} {sentence}" for lead, sentence in zip(("verdict:", " " * 8), verdict, strict=False)]
-    last, best = (_named(folder, name) for name in ("last", "best"))
+    last, best = (named(folder, name) for name in ("last", "best"))
     if last:
         chosen = f"; best by {config.checkpoint.best}: {best}" if best and config.checkpoint.best else ""
         lines.append(f"checkpoints: {folder / 'checkpoints'} (last: {last}{chosen})")
@@ -56,12 +57,6 @@ def wrapped(line: str, width: int) -> str:
     return "\n".join(
         textwrap.wrap(line, width, subsequent_indent=" " * 9, break_long_words=False, break_on_hyphens=False)
     )
-
-
-def _named(folder: Path, name: str) -> str:
-    """The checkpoint that `checkpoints/last` or `checkpoints/best` names; empty where there is none."""
-    file = folder / "checkpoints" / name
-    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def what_next(folder: Path, config: Config) -> list[str]:

@@ -74,11 +74,14 @@ class Job:
             import torch
 
             torch.set_num_threads(self.threads)
+        # a training run records itself, and its folder's lock says whose it is
+        itself = self.command in ("train", "reward-train")
+        if not itself:
+            write_status(folder, "running", step=0, steps=0)
         try:
-            # a training run records itself, and its folder's lock says whose it is
-            with nullcontext() if self.command in ("train", "reward-train") else recorded(folder):
+            with nullcontext() if itself else recorded(folder):
                 result = import_module(f"rlhf_cli.commands.{self.command.replace('-', '_')}").run(cfg)
-            if not read_status(folder):
+            if not itself:
                 write_status(folder, "done", step=0, steps=0)
             if self.in_process and (late := late_signal()):
                 raise Interrupted(late)  # this job needed no stop any more; the sweep does

@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rlhf_cli.config.errors import UserError
 from rlhf_cli.runs.status import alive, read_status, write_atomic
 from rlhf_cli.tracking.text import as_typed, printable
 
@@ -77,8 +79,13 @@ def _jobs(folder: Path) -> tuple[dict[int, list[str]], str | None]:
     # a sweeper that proposes jobs as it goes leaves no list
     from omegaconf import OmegaConf
 
+    from rlhf_cli.config.compose import saved_config
+
     found = {int(p.name): p / ".hydra" / "overrides.yaml" for p in folder.iterdir() if p.name.isdigit()}
-    return {n: [str(o) for o in OmegaConf.load(p)] if p.exists() else [] for n, p in sorted(found.items())}, None
+    listed = {n: [str(o) for o in OmegaConf.load(p)] if p.exists() else [] for n, p in sorted(found.items())}
+    with suppress(UserError):
+        return listed, saved_config(folder / str(next(iter(listed), 0))).get("objective")
+    return listed, None
 
 
 def state(status: dict[str, Any]) -> str:

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_cli.runs.best import named
 from rlhf_cli.sweeps.table import cells_of, number, short
+from rlhf_cli.sweeps.winner import winner
 from rlhf_cli.tracking.text import as_typed, printable, shell
 
 WIDE = 120
@@ -67,18 +69,28 @@ def _brief(metric: str) -> str:
 def closing(table: dict[str, Any]) -> list[str]:
     """The best job by the sweep's objective, and what to type next; [] where no job is done."""
     folder, objective = Path(table["sweep"]), table["objective"] or "val/score"
-    done = [r for r in table["jobs"] if r["state"] == "done" and isinstance(r.get(objective), int | float)]
-    if not done:
+    best = winner(folder, table["jobs"], objective)
+    if best is None:
         return []
-    best = max(done, key=lambda row: row[objective])
-    place = folder / str(best["job"])
-    named = f"job {best['job']} ({as_typed(best['overrides'])}), {best[objective]:.2f}"
-    lines = [f"highest {objective} at the end: {named}: {place}"]
-    commands = {f"rlhf report {shell(folder)}": "the page"}
-    if (place / "checkpoints").is_dir():
-        commands |= {
-            f"rlhf compare {shell(place)}": "its before and after",
-            f"rlhf sample checkpoint={shell(place)}": "what it writes",
-        }
+    place = folder / str(best.job["job"])
+    lead = "best" if all(row["state"] == "done" for row in table["jobs"]) else "best so far"
+    of = f" ({printable(as_typed(best.job['overrides']))})" if best.job["overrides"] else ""
+    at = f" at step {best.step}" if best.step is not None else ""
+    value = f"{'lowest ' if best.lowest else ''}{objective} {best.value:.2f}"
+    if over := (-best.value if best.lowest else best.value) - best.worth:
+        value += f" ({over:.1f} nats above kl_budget)"
+    lines = [f"{lead}: job {best.job['job']}{of}, {value}{at}:", f"      {best.place}"]
+    last = best.job.get(objective)
+    if number(last, 2) != number(best.value, 2):
+        lines.append(f"      (the table has last validations: job {best.job['job']} ended at {number(last, 2)})")
+    if not (place / "checkpoints").is_dir():
+        return lines  # no policy was trained: there is no page of it
+    # of a run folder the last checkpoint is taken
+    chosen = place if named(place, "last") == best.place.name else best.place
+    commands = {
+        f"rlhf report {shell(folder)}": "the page",
+        f"rlhf compare {shell(place)}": "its before and after",
+        f"rlhf sample checkpoint={shell(chosen)}": "what it writes",
+    }
     width = max(map(len, commands))
     return [*lines, "next:", *(f"  {command:{width}}  # {why}" for command, why in commands.items())]
