@@ -85,7 +85,7 @@ class Chart:
 
     def limits(self) -> tuple[float, float, float, float]:
         """(least x, greatest x, least y, greatest y) with a little room."""
-        xs = [x for s in self.series for x in s.x]
+        xs = [x for s in self.series for x in s.x] + ([0.0] if self.whole else [])  # all charts of steps begin alike
         ys = [y for s in self.series for y in (*s.y, *(edge for both in s.edges or () for edge in both))]
         ys += self.within or ()
         low, high, bottom, top = min(xs), max(xs), min(ys), max(ys)
