@@ -19,7 +19,7 @@ def test_a_step_of_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     from rlhf_cli.engine import sample as sampling
 
-    tiny = shapes.Shape((16, 1, 2, 2, 32, 64), (16, 1, 2, 32, 64), {}, {"ppo": 64, "grpo": 64})
+    tiny = shapes.Shape((16, 1, 2, 2, 32, 64), (16, 1, 2, 32), {}, {"ppo": 64, "grpo": 64})
     monkeypatch.setitem(shapes.SHAPES, "tiny", tiny)
     for name in ("uniforms", "draw"):
         monkeypatch.setattr(sampling, name, getattr(sampling, name))  # put back after the forced ones

@@ -144,7 +144,7 @@ def test_a_change_is_refused_also_of_a_key_that_the_saved_config_lacks(
     [line] = [line for line in capsys.readouterr().out.splitlines() if "made before these keys existed" in line]
     assert "stop.on_hacking=false" in line
     assert "hacking_index" not in line
-    stated = {"on_hacking": False, "raise_by": 2.0, "times": 3, "when": [], "patience": 1}
+    stated = {"on_hacking": False, "raise_by": 2.0, "times": 3, "when": [], "patience": 1, "hacking_by": "index"}
     assert saved(home)["stop"] == {"hacking_index": 0.9} | stated
 
 
