@@ -62,7 +62,8 @@ def test_the_schema_accepts_or_says_why(config: dict, data: st.DataObject) -> No
     again = accepted.model_dump(by_alias=True)
     assert again.keys() == config.keys()
     assert validate(again, Config) == accepted
-    assert not isinstance(config[section], dict) or again[section].keys() == config[section].keys()
+    if isinstance(config[section], dict) and config[section]:  # an empty one is a table of any names
+        assert again[section].keys() == config[section].keys()
 
 
 @quick
