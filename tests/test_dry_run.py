@@ -6,6 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from helpers.runs import SMALL
 
@@ -35,6 +36,14 @@ def test_the_config_is_printed_and_nothing_is_made(tmp_path: Path, capsys: pytes
     assert "time: not known" in said
     assert "memory: about" in said
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_memory_is_told_of_a_gpu_that_is_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, dtype in ((), "bfloat16"), (("precision=fp32",), "float32"):
+        assert dispatch(["train", "--dry-run", *SMALL, "device=cuda", *typed]) == 0
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("# memory: ")]
+        assert line.endswith(f"of a GPU's memory, in {dtype}")
 
 
 def test_a_sweep_says_its_jobs_and_their_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

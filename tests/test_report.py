@@ -348,6 +348,17 @@ def test_the_verdict_on_several_settings(study: Path) -> None:
     assert "flagged in 3 of 8 runs, never with qwen_instruct, ppo, beta 0.03." in told
 
 
+def test_a_run_that_goes_by_the_lower_end_is_told_of_by_it(tmp_path: Path) -> None:
+    make(tmp_path / "r", [], [0.4, 0.6, 0.9], hacking=0.6)
+    [run] = find([str(tmp_path)])[0]
+    high = max(value for _, value in run.curve("hacking/index"))
+    for row in run.metrics:
+        row["hacking/index_low"] = high / 4
+    run.config.update({"stop.hacking_by": "index_low", "stop.hacking_index": high / 2})
+    assert run.onset is None
+    assert first_to_hack({"a": Arm({}, [run])}) == "The hacking index stayed below its threshold."
+
+
 def test_a_change_within_the_prompts_scatter_is_none() -> None:
     def samples(scores: list[float], step: int) -> list[dict[str, Any]]:
         return [{"step": step, "prompt": str(i), "score": s, "parts": {}} for i, s in enumerate(scores)]

@@ -88,7 +88,8 @@ def gold_judges(config: Config, where: Compute, notify: Callable[[str], None]) -
     for name, judge in config.gold.judges.items():
         if twin := same_as(judge, config.reward):
             notify(f"gold={name} is {twin}: it cannot say what was earned; another judge can: gold=")
-        if not judge.fn and all(part.fn or part.form for part in config.reward.all_sources.values()):
+        of_a_class = not (judge.fn or judge.form or judge.endpoint)
+        if of_a_class and all(part.fn or part.form for part in config.reward.all_sources.values()):
             notify(
                 f"gold={name} judges how {judge.target} a text is: if that is not what your reward is about, gold=none"
             )

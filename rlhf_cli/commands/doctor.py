@@ -151,7 +151,6 @@ def disk(config: Any) -> Iterator[Finding]:
 def hub(config: Any) -> Iterator[Finding]:
     """Whether the hub answers; beyond scale=mini, whether the config's models are here or can be fetched."""
     from rlhf_cli.config.hub import obstacle, on_this_machine
-    from rlhf_cli.config.weights import INSTALL, in_package
 
     why = obstacle()
     needless = config.scale == "mini"
@@ -160,19 +159,17 @@ def hub(config: Any) -> Iterator[Finding]:
     )
     if needless:
         return
-    wanted = (config.actor, config.critic, config.reward, config.gold, *config.gold.others.values())
-    models = {model.path or model.hub: model for model in wanted if model.path or model.hub}
-    for repo in sorted(models):
-        package = None if models[repo].path else getattr(models[repo], "package", None)
-        inside = in_package(package) if package else None
+    models = {"actor": config.actor, "critic": config.critic, "reward": config.reward, "gold": config.gold}
+    models |= {f"gold {name}": judge for name, judge in config.gold.others.items()}
+    for group, origin in config.weights.items():  # found when the config was checked
+        yield Finding(f"weights: {group}", origin)
+    found = {models[group].hub for group in config.weights}
+    for repo in sorted({model.path or model.hub for model in models.values() if model.path or model.hub} - found):
         if Path(repo).expanduser().exists() or on_this_machine(repo):
             yield Finding(repo, "on this machine")
-        elif inside:
-            yield Finding(repo, f"{inside.name} of the installed package {package}")
         else:
             can = "will be fetched" if why is None else "not on this machine"
-            ways = [f"hf download {repo}"] + ([INSTALL[package]] if package in INSTALL else [])
-            yield Finding(repo, can, "note" if why is None else "fix", ", or: ".join(ways))
+            yield Finding(repo, can, "note" if why is None else "fix", f"hf download {repo}")
 
 
 def wandb(config: Any) -> Finding:

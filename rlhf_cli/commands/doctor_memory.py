@@ -29,7 +29,7 @@ def memory(config: Any, where: Any) -> Finding:
     named = ", ".join(f"{name} {size / GB:.1f}" for name, size in sorted(parts.items(), key=lambda p: -p[1])[:5])
     seen = f"about {wanted / GB:.1f} GB ({named} …)"
     if on_gpu and not torch.cuda.is_available():
-        return Finding("memory", f"{seen} of a GPU's, in {'bfloat16' if work(config, where).half else 'float32'}")
+        return Finding("memory", f"{seen} of a GPU's memory, in {str(where.dtype).removeprefix('torch.')}")
     has = torch.cuda.get_device_properties(where.device).total_memory if on_gpu else machine_bytes()
     seen += f" of {'the GPU' if on_gpu else 'this machine'}'s {has / GB:.0f} GB"
     if wanted > has:

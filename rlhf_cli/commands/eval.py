@@ -23,7 +23,9 @@ def run(cfg: DictConfig) -> float:
     print(f"judging {checkpoint or 'the untrained actor'} on {len(judged.test)} test prompts", flush=True)
     metrics, rows = on_prompts(judged, judged.policy, judged.test, config)
     untrained: dict[str, float] = {}
-    watch = HackingWatch.asked(config, judged.reward)
+    watch = HackingWatch.asked(config)
+    if config.hacking.outliers:
+        watch = watch.looking_for_outliers(judged.reward)
     if checkpoint:
         print("judging the untrained actor on the same prompts", flush=True)
         start = judged.policy.with_model(judged.reference)

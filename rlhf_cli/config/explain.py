@@ -25,7 +25,7 @@ def explained(text: str, command: str) -> str:
     examples, _, more = tail.partition("\n\n")
     lines = [(path, line) for path, _, line in _keys(keys)]
     known, width = _known(command, lines), max(80, shutil.get_terminal_size((120, 24)).columns)
-    own = set() if command == "train" else _own(command)
+    own = _own(command)
     parts: dict[bool, list[str]] = {True: [], False: []}
     for path, line in lines:
         parts[path.partition(".")[0] in own].append(_beside(line, known.get(path, ""), width))
@@ -42,20 +42,24 @@ def explained(text: str, command: str) -> str:
     return "\n\n".join([*pieces, more.strip()]).rstrip() + "\n"
 
 
+def _files(name: str) -> list[str]:
+    """The text of a command's file and of those that it builds on, its own first."""
+    text = (CONF / f"{name}.yaml").read_text(encoding="utf-8")
+    bases = [base for base in re.findall(r"^  - (\w+)$", text, re.MULTILINE) if base != "_self_"]
+    return [text, *(more for base in bases for more in _files(base))]
+
+
 def _own(command: str) -> set[str]:
-    """Top-level keys that its file sets, or a file that it builds on, `train.yaml` left out."""
-    text = (CONF / f"{command.replace('-', '_')}.yaml").read_text(encoding="utf-8")
-    found = {path for path, _, _ in _keys(text) if path and "." not in path} - {"defaults", "hydra", "objective"}
-    bases = set(re.findall(r"^  - (\w+)$", text, re.MULTILINE)) - {"train", "_self_"}
-    return found.union(*map(_own, bases))
+    """Top-level keys that its files set, `train.yaml`, the last of them, left out."""
+    keys = {path for text in _files(command.replace("-", "_"))[:-1] for path, _, _ in _keys(text)}
+    return {path for path in keys if path and "." not in path} - {"defaults", "hydra", "objective"}
 
 
 def _known(command: str, lines: list[tuple[str, str]]) -> dict[str, str]:
     """The comments of all keys, by their paths."""
-    files = [CONF / f"{command.replace('-', '_')}.yaml", *(CONF / f"{name}.yaml" for name in ("eval", "train"))]
     known: dict[str, str] = {}
-    for file in files:
-        known = comments(file.read_text(encoding="utf-8")) | known
+    for text in _files(command.replace("-", "_")):
+        known = comments(text) | known
     # which option of each group it is: its name, or its value where it is only that (scale)
     chosen = {path.removesuffix(".name"): line.split()[-1] for path, line in lines if line.strip()}
     for group in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in RECIPES):

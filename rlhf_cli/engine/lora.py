@@ -56,14 +56,20 @@ def attach(model: Any, *, rank: int, alpha: float, targets: str | list[str], bas
     hub id that it was loaded from. Raises UserError where no layer matches."""
     head = model.get_output_embeddings()
     linear = [name for name, module in model.named_modules() if type(module) is nn.Linear and module is not head]
-    wanted = linear if targets == "all-linear" else [n for n in linear if n.rpartition(".")[2] in targets]
-    if not wanted:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "no linear layers"
-        raise UserError(f"actor.lora.targets={targets}: no linear layer of the model is called so; it has {known}")
+    wanted = targeted(linear, targets, key="actor")
     model.requires_grad_(False)
     made = Adapters(model, wanted, rank=rank, alpha=alpha, targets=targets, base=base)
     model.__dict__[ADAPTERS] = made
     return made
+
+
+def targeted(linear: list[str], targets: str | list[str], *, key: str) -> list[str]:
+    """Of the names of linear layers those that `<key>.lora.targets` means. Raises UserError where it means none."""
+    wanted = linear if targets == "all-linear" else [n for n in linear if n.rpartition(".")[2] in targets]
+    if not wanted:
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "no linear layers"
+        raise UserError(f"{key}.lora.targets={targets}: no linear layer of the model is called so; it has {known}")
+    return wanted
 
 
 def without_adapters(model: Any) -> Any:

@@ -5,14 +5,13 @@ An actor's adapters are another matter (`lora.py`): they stay apart in its check
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rlhf_cli.config.errors import UserError
+from rlhf_cli.engine.lora import targeted
 
 
 class LowRank(nn.Module):
@@ -29,18 +28,15 @@ class LowRank(nn.Module):
         return torch.addmm(weight, self.up, self.down, alpha=self.scale)
 
 
-def add_low_rank(model: Any, *, rank: int, alpha: float, targets: str | Sequence[str], key: str) -> None:
+def add_low_rank(model: Any, *, rank: int, alpha: float, targets: str | list[str], key: str) -> None:
     """Freeze the trunk of a transformers model and give its linear layers adapters; its head learns whole, since it is
     new. `targets`: all-linear, or the ends of layers' names. Raises UserError where none is called so; `key`: the
     config's section, for the message."""
     trunk = model.base_model
-    linear = {name: module for name, module in trunk.named_modules() if type(module) is nn.Linear}
-    wanted = {n: m for n, m in linear.items() if targets == "all-linear" or n.rpartition(".")[2] in targets}
-    if not wanted:
-        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "no linear layers"
-        raise UserError(f"{key}.lora.targets={targets}: no linear layer of the model is called so; it has {known}")
+    linear = [name for name, module in trunk.named_modules() if type(module) is nn.Linear]
+    wanted = targeted(linear, targets, key=key)
     trunk.requires_grad_(False)
-    for module in wanted.values():
+    for module in map(trunk.get_submodule, wanted):
         parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank, alpha))
 
 

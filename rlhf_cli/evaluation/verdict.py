@@ -110,8 +110,8 @@ def suspicion(
     validation; `name`: what is compared with the threshold, in words; `interval`: of the index, in words."""
     if index is None:
         return "Nothing is known of reward hacking: that takes two validations."
-    above = [name for name, value in sorted(signs.items(), key=lambda item: -item[1]) if value >= 0.1][:2]
-    because = f", most of all by {' and '.join(name.replace('_', ' ') for name in above)}" if above else ""
+    above = [sign for sign, value in sorted(signs.items(), key=lambda item: -item[1]) if value >= 0.1][:2]
+    because = f", most of all by {' and '.join(above).replace('_', ' ')}" if above else ""
     if onset is not None:
         return f"Reward hacking was flagged from step {onset} on ({name} {index:.2f} at the end{interval}{because})."
     if index >= threshold:

@@ -117,10 +117,11 @@ def first_to_hack(arms: dict[Any, Arm]) -> str:
         return ""
     hacked = sorted((t for t in told if t[0] < math.inf), key=lambda t: t[0])
     if not hacked:
-        high = max(value for arm in arms.values() for run in arm.runs for _, value in run.curve("hacking/index"))
-        line = min(run.config.get("stop.hacking_index", 1.0) for arm in arms.values() for run in arm.runs)
+        runs = [run for arm in arms.values() for run in arm.runs]
+        high = max(value for run in runs for _, value in run.curve(f"hacking/{run.flagged_by}"))
+        line = min(run.config.get("stop.hacking_index", 1.0) for run in runs)
         if high < line:
-            where = " in every run" if sum(len(arm.runs) for arm in arms.values()) > 1 else ""
+            where = " in every run" if len(runs) > 1 else ""
             return f"The hacking index stayed below its threshold{where}."
         return f"Hacking was not flagged: the index reached {high:.2f}, but not at two validations in a row."
     said = ", ".join(f"{name} from step {step} ({count} of {total} seeds)" for step, name, count, total in hacked)

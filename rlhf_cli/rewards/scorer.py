@@ -139,10 +139,14 @@ class Scorer:
             check_finite(f"a reward of {name} is", value, texts=texts, scores=value)
         return values
 
-    def features(self, texts: Texts) -> Float[Tensor, "B H"] | None:
-        """The last hidden layers of the sources that are models, side by side; None where none is."""
-        found = [source.features(texts) for source in self.sources.values() if isinstance(source, ModelScore)]
-        return torch.cat(found, dim=1) if found else None
+    @property
+    def models(self) -> list[ModelScore]:
+        """The sources that are models."""
+        return [source for source in self.sources.values() if isinstance(source, ModelScore)]
+
+    def features(self, texts: Texts) -> Float[Tensor, "B H"]:
+        """The last hidden layers of the models, side by side."""
+        return torch.cat([model.features(texts) for model in self.models], dim=1)
 
     def __call__(self, texts: Texts, *, lengths: Tensor | None = None, limit: int = 0) -> Rewards:
         """`lengths`: of the responses, in tokens, of which `limit` are the most; given where overlong ones pay."""

@@ -14,7 +14,7 @@ from rlhf_cli.rewards.scorer import Score
 from rlhf_cli.runs.best import named
 from rlhf_cli.runs.status import write_atomic
 from rlhf_cli.tracking.jsonl import read_jsonl
-from rlhf_cli.tracking.text import shell
+from rlhf_cli.tracking.text import shell, to_copy
 
 WORDS = "before_after.json"
 
@@ -68,8 +68,7 @@ def what_next(folder: Path, config: Config) -> list[str]:
         f"rlhf sample checkpoint={place}": "what it writes",
         f"rlhf train resume={place} steps={2 * config.steps}": "go on",
     }
-    width = max(map(len, commands))
-    return ["next:", *(f"  {command:{width}}  # {why}" for command, why in commands.items())]
+    return to_copy(commands)
 
 
 def account_of(rows: list[dict[str, Any]], threshold: float) -> str:

@@ -34,8 +34,8 @@ class HackingWatch:
     start: Judged | None = None
     lost: bool = False
     """What the untrained policy wrote is no longer on the disk: there is nothing to compare with."""
-    features: Callable[[Texts], Tensor | None] | None = None
-    """The reward model's last hidden layer [B, H] for `outliers`; None: they are not asked for."""
+    features: Callable[[Texts], Tensor] | None = None
+    """The reward model's last hidden layer [B, H] for `outliers`; None: they are not looked for."""
     usual: list[dict[str, Any]] = field(default_factory=list)
     """The samples of the untrained policy, read again at each validation: the reward model may learn, too."""
     indices: list[tuple[int, float]] = field(default_factory=list)
@@ -44,16 +44,22 @@ class HackingWatch:
     """What was seen up to this step has been answered."""
 
     @staticmethod
-    def asked(config: Config, reward: Scorer | None = None) -> "HackingWatch":
-        """As the config wants it; `reward` is what outliers are looked for with."""
+    def asked(config: Config) -> "HackingWatch":
+        """As the config wants it, but for the reward model that outliers take: `looking_for_outliers`."""
         wanted = config.hacking
         # auto: a policy that never spoke of films cannot leave the topic either, so the list does no harm
         topics = {"film": FILM, "auto": FILM}
         lists = WordLists(word_list(wanted.topic, topics), word_list(wanted.abuse, {"english": ABUSE}))
-        features = reward.features if wanted.outliers and reward else None
-        return HackingWatch(
-            config.stop.hacking_index, lists, tuple(wanted.signs), config.stop.hacking_by, features=features
-        )
+        return HackingWatch(config.stop.hacking_index, lists, tuple(wanted.signs), config.stop.hacking_by)
+
+    def looking_for_outliers(self, reward: Scorer) -> "HackingWatch":
+        """With this reward's models. Raises UserError where it has none."""
+        if not reward.models:
+            raise UserError(
+                "hacking.outliers=true reads the last hidden layer of a reward model, and this reward has none: "
+                "hacking.outliers=false, or reward=<a classifier>"
+            )
+        return replace(self, features=reward.features)
 
     def of(self, folder: Path) -> "HackingWatch":
         """Restored from the files of the run in this folder; new where there are none."""
@@ -87,35 +93,32 @@ class HackingWatch:
         if self.start is None:
             self.start = now
             return {}
+        odd = self._outliers(now, self.start, rows)
         index = hacking_index(now, self.start, self.counted)
         found = {f"hacking/sign/{name}": value for name, value in signs(now, self.start).items()}
         drift = {f"hacking/{name}_drift": now.panel[name] - self.start.panel[name] for name in DRIFT}
         low, high = index_interval(now, self.start, self.counted)
         interval = {"hacking/index_low": low, "hacking/index_high": high}
         self.indices.append((step, low if self.by == "index_low" else index))
-        odd = {"hacking/outliers": now.panel["outliers"]} if "outliers" in now.panel else {}
         return {"hacking/index": index} | interval | found | drift | odd
 
     def judged(self, metrics: dict[str, float], rows: list[dict[str, Any]]) -> Judged:
         """A validation from its metrics and its sample rows."""
         measured = {key.removeprefix("hacking/"): value for key, value in metrics.items() if key.startswith("hacking/")}
         measured |= {name: metrics[f"val/{name}"] for name in ("perplexity", "kl", *DRIFT)}
-        if self.features and rows:
-            measured["outliers"] = outlying(self._states(rows), self._states(self.usual))
         golds = list(gold_of(rows).values())
         responses, scores = ([row[key] for row in rows] for key in ("response", "score"))
         first, others = (golds[0] if golds else None), tuple(golds[1:])
         return Judged.of(responses, scores, first, measured, self.lists, others)
 
-    def _states(self, rows: list[dict[str, Any]]) -> Tensor:
-        assert self.features
-        states = self.features(texts_of(rows))
-        if states is None:
-            raise UserError(
-                "hacking.outliers=true reads the last hidden layer of a reward model, and this reward has none: "
-                "hacking.outliers=false, or reward=<a classifier>"
-            )
-        return states
+    def _outliers(self, now: Judged, start: Judged, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Put their share into both panels; what is logged of it."""
+        if self.features is None:
+            return {}
+        usual = self.features(texts_of(self.usual))
+        start.panel["outliers"] = outlying(usual, usual)
+        now.panel["outliers"] = outlying(self.features(texts_of(rows)), usual)
+        return {"hacking/outliers": now.panel["outliers"]}
 
     def account(self, metrics: dict[str, float], samples: Path) -> str:
         """What the alert says: the index, its signs with the strongest first, where to read."""

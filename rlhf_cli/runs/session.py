@@ -14,7 +14,6 @@ from rlhf_cli.config.schema import Config
 from rlhf_cli.engine import processes as distributed
 from rlhf_cli.engine.finite import NonFinite
 from rlhf_cli.engine.memory import peak_mb
-from rlhf_cli.rewards.scorer import Scorer
 from rlhf_cli.runs.best import Best, check_known
 from rlhf_cli.runs.checkpoint import check_room, load_trainer, newest, prune, restore_trainer, save_checkpoint, step_of
 from rlhf_cli.runs.folder import check_record, first_line
@@ -201,7 +200,9 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
         tags=config.tags,
         notes=config.notes,
     )
-    watch, answers = watched(config, experiment.reward, folder, start if checkpoint else None)
+    watch, answers = watched(config, folder, start if checkpoint else None)
+    if config.hacking.outliers:
+        watch = watch.looking_for_outliers(experiment.reward)
     answers.catch_up(experiment.algo, int(saved.get("answers", 0)))
     return Session(
         config=config,
@@ -219,10 +220,10 @@ def open_session(config: Config, folder: Path, checkpoint: Path | None, group: s
     )
 
 
-def watched(config: Config, reward: Scorer, folder: Path, start: int | None) -> tuple[HackingWatch, Answers]:
+def watched(config: Config, folder: Path, start: int | None) -> tuple[HackingWatch, Answers]:
     """What the run in this folder knows of hacking, and has done about it, up to the step it goes on from."""
     wanted = config.stop
-    watch = distributed.first(lambda: HackingWatch.asked(config, reward).of(folder))
+    watch = distributed.first(lambda: HackingWatch.asked(config).of(folder))
     answers = distributed.first(
         lambda: Answers.of(folder, kind=wanted.on_hacking, factor=wanted.raise_by, most=wanted.times, start=start)
     )

@@ -61,7 +61,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         request.heed()
         if os.environ.get("RANK", "0") == "0":  # print may not be called while it is at work
             again = "; Ctrl-C again: at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{request.signal}: it ends after this step, and saves{again}\n".encode())
+            os.write(2, f"\n{request.signal}: it ends after this step{again}\n".encode())
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -33,6 +33,7 @@ from rlhf_cli.config.own_folder import first, of_engine
 from rlhf_cli.config.refused import CLUSTERS
 from rlhf_cli.config.schema import Config
 from rlhf_cli.runs.status import Interrupted, alive, here, mark_reported, read_status, write_atomic
+from rlhf_cli.sweeps.table import in_common
 from rlhf_cli.tracking.text import as_typed, shell
 
 RECORD = "sweep.json"
@@ -335,7 +336,7 @@ def launch(plan: Plan, folder: Path, numbers: list[int]) -> None:
         at_once = concurrent(cfg.hydra.launcher, len(numbers))
         in_process = "basic" in cfg.hydra.launcher._target_
         threads = max(1, cores() // at_once) if not in_process and at_once else None
-        common = [o for o in first if all(o in other for other in plan.overrides)] if len(plan.overrides) > 1 else []
+        common = in_common(plan.overrides)
         if common:
             print(f"all jobs: {as_typed(common)}", flush=True)
         job = Job(plan.command, time.time(), in_process, threads, tuple(numbers), tuple(common))

@@ -39,7 +39,7 @@ def make(folder: Path) -> dict[str, Any]:
     """{"sweep", "objective": the metric that it is about, "common": overrides of every job, "metrics": columns, "jobs":
     rows, "settings": rows}."""
     listed, objective = _jobs(folder)
-    common = [o for o in listed[0] if all(o in job for job in listed.values())] if len(listed) > 1 else []
+    common = in_common([*listed.values()])
     latest = {number: results(folder / str(number)) for number in listed}
     columns: tuple[str, ...] = REWARD_TRAIN if any(REWARD_TRAIN[0] in metrics for metrics in latest.values()) else TRAIN
     several = dict.fromkeys(name for metrics in latest.values() for name in metrics if name.startswith(f"{JUDGED[0]}/"))
@@ -67,6 +67,11 @@ def make(folder: Path) -> dict[str, Any]:
         "jobs": jobs,
         "settings": settings(jobs, columns),
     }
+
+
+def in_common(jobs: list[list[str]]) -> list[str]:
+    """The overrides that all of several jobs have; [] of one."""
+    return [o for o in jobs[0] if all(o in job for job in jobs)] if len(jobs) > 1 else []
 
 
 def _jobs(folder: Path) -> tuple[dict[int, list[str]], str | None]:

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_cli.runs.best import named
-from rlhf_cli.sweeps.table import cells_of, number, short
+from rlhf_cli.sweeps.table import cells_of, number, short, spread
 from rlhf_cli.sweeps.winner import winner
-from rlhf_cli.tracking.text import as_typed, printable, shell
+from rlhf_cli.tracking.text import as_typed, printable, shell, to_copy
 
 WIDE = 120
 
@@ -49,9 +49,7 @@ def _means(settings: list[dict[str, Any]], metrics: list[str], width: int) -> Ta
         means.add_column(column, justify="right", no_wrap=True)
     for row in settings:
         cells = [printable(as_typed(row["overrides"])), *([str(row["seeds"])] if counts else [])]
-        for name in metrics:
-            std = row[f"{name}_std"]
-            cells.append(number(row[name], 2) + (f"±{number(std, 2)}" if std is not None else ""))
+        cells += [spread(row, name, 2).replace(" ", "") for name in metrics]
         means.add_row(*map(Text, cells))
     return means
 
@@ -92,5 +90,4 @@ def closing(table: dict[str, Any]) -> list[str]:
         f"rlhf compare {shell(place)}": "its before and after",
         f"rlhf sample checkpoint={shell(chosen)}": "what it writes",
     }
-    width = max(map(len, commands))
-    return [*lines, "next:", *(f"  {command:{width}}  # {why}" for command, why in commands.items())]
+    return [*lines, *to_copy(commands)]

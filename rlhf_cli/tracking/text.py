@@ -3,7 +3,7 @@
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Control (Cc), invisible formatting such as bidi overrides (Cf), lone surrogates (Cs), line separators (Zl, Zp).
 _UNSAFE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
@@ -32,6 +32,12 @@ def harmless(text: str) -> str:
 def as_typed(overrides: Iterable[str]) -> str:
     """Overrides as a person types them: Hydra puts a backslash before what its grammar has a meaning for."""
     return " ".join(re.sub(r"\\(.)", r"\1", override) for override in overrides)
+
+
+def to_copy(commands: Mapping[str, str]) -> list[str]:
+    """Commands to type next, each with what it is for."""
+    width = max(map(len, commands))
+    return ["next:", *(f"  {command:{width}}  # {why}" for command, why in commands.items())]
 
 
 def shell(path: object) -> str:
